@@ -1,0 +1,118 @@
+//! One address type for both families.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// An IP address in 16 bytes, network byte order; IPv4 is stored mapped (`::ffff:a.b.c.d`, RFC 4291 2.5.5.2).
+///
+/// The family is erased on purpose: one set of tables serves both, so nothing between parsing and rewriting
+/// exists twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Addr {
+    words: [u32; 4],
+}
+
+/// The third word of a mapped IPv4 address, `00 00 ff ff` in memory order.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+impl Addr {
+    /// From the four bytes of an IPv4 header field.
+    #[must_use]
+    pub const fn from_v4_wire(bytes: [u8; 4]) -> Self {
+        Self { words: [0, 0, MAPPED, u32::from_ne_bytes(bytes)] }
+    }
+
+    /// From the sixteen bytes of an IPv6 header field, as four words in memory order.
+    #[must_use]
+    pub const fn from_v6_words(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// The sixteen bytes as four words in memory order.
+    #[must_use]
+    pub const fn words(self) -> [u32; 4] {
+        self.words
+    }
+
+    /// The last four bytes in memory order: the whole address if it is IPv4.
+    #[must_use]
+    pub const fn v4_wire(self) -> [u8; 4] {
+        self.words[3].to_ne_bytes()
+    }
+
+    /// Whether this is an IPv4 address.
+    #[must_use]
+    pub const fn is_v4(self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+    }
+
+    /// As the standard library's type; a mapped address comes back as IPv4.
+    #[must_use]
+    pub const fn to_ip(self) -> IpAddr {
+        if self.is_v4() {
+            let [a, b, c, d] = self.v4_wire();
+            return IpAddr::V4(Ipv4Addr::new(a, b, c, d));
+        }
+        let [a, b, c, d] = self.words;
+        let mut bits = 0u128;
+        let mut at = 0;
+        let words = [a, b, c, d];
+        while at < 4 {
+            bits = bits << 32 | u32::from_be(words[at]) as u128;
+            at += 1;
+        }
+        IpAddr::V6(Ipv6Addr::from_bits(bits))
+    }
+}
+
+impl From<IpAddr> for Addr {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => Self::from_v4_wire(ip.octets()),
+            IpAddr::V6(ip) => zerocopy::transmute!(ip.octets()),
+        }
+    }
+}
+
+impl From<Addr> for IpAddr {
+    fn from(addr: Addr) -> Self {
+        addr.to_ip()
+    }
+}
+
+impl core::fmt::Debug for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&self.to_ip(), f)
+    }
+}
+
+impl core::fmt::Display for Addr {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::fmt::Display::fmt(&self.to_ip(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString as _;
+
+    use super::*;
+
+    #[test]
+    fn both_families_survive_the_round_trip() {
+        for text in ["10.96.0.1", "0.0.0.0", "255.255.255.255", "fd00:10::1", "::1", "::", "2001:db8::ff:0:1"]
+        {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(Addr::from(ip).to_ip(), ip);
+            assert_eq!(Addr::from(ip).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn mapped_ipv6_text_is_the_ipv4_address() {
+        let mapped: IpAddr = "::ffff:10.96.0.1".parse().unwrap();
+        assert_eq!(Addr::from(mapped), Addr::from_v4_wire([10, 96, 0, 1]));
+    }
+}

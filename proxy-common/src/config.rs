@@ -1,0 +1,63 @@
+//! What the loader writes into the programs' read-only memory before they are verified.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::flow::{FlowState, Ticks};
+
+/// How long a flow may stay silent, by state. The verifier sees constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Timeouts {
+    by_state: [Ticks; FlowState::COUNT],
+}
+
+impl Timeouts {
+    /// The name of the global that holds them in the object file.
+    pub const NAME: &'static str = "TIMEOUTS";
+
+    /// kube-proxy's settings where it sets one (CT-32, CT-33), else the kernel's conntrack defaults, for a
+    /// kernel whose clock ticks `hz` times a second.
+    #[must_use]
+    pub const fn kube_proxy(hz: u32) -> Self {
+        let mut seconds = [0u32; FlowState::COUNT];
+        seconds[FlowState::UNREPLIED.0 as usize] = 30;
+        seconds[FlowState::REPLIED.0 as usize] = 120;
+        seconds[FlowState::SYN_SENT.0 as usize] = 120;
+        seconds[FlowState::SYN_RECEIVED.0 as usize] = 60;
+        seconds[FlowState::ESTABLISHED.0 as usize] = 86_400;
+        seconds[FlowState::CLIENT_CLOSED.0 as usize] = 3_600;
+        seconds[FlowState::BACKEND_CLOSED.0 as usize] = 3_600;
+        seconds[FlowState::TIME_WAIT.0 as usize] = 120;
+        seconds[FlowState::RESET.0 as usize] = 10;
+        seconds[FlowState::VOID.0 as usize] = 0;
+        let mut by_state = [Ticks(0); FlowState::COUNT];
+        let mut at = 0;
+        while at < FlowState::COUNT {
+            by_state[at] = Ticks(seconds[at] * hz);
+            at += 1;
+        }
+        Self { by_state }
+    }
+
+    /// The timeout of a state; 0 for a state that does not exist.
+    #[must_use]
+    #[inline(always)]
+    pub fn of(&self, state: FlowState) -> Ticks {
+        self.by_state.get(usize::from(state.0)).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_but_void_has_a_timeout() {
+        let timeouts = Timeouts::kube_proxy(250);
+        assert_eq!(timeouts.of(FlowState::ESTABLISHED), Ticks(86_400 * 250));
+        for state in (0..FlowState::VOID.0).map(FlowState) {
+            assert_ne!(timeouts.of(state), Ticks(0), "{state:?}");
+        }
+        assert_eq!(timeouts.of(FlowState(200)), Ticks(0));
+    }
+}

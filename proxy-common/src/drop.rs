@@ -1,0 +1,47 @@
+//! Why a packet was dropped.
+
+/// A reason to drop a packet: index into the drop counters in the kernel, label of a metric in the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DropReason {
+    /// The service has no backend.
+    NoBackend = 0,
+    /// The flow table is full, or the kernel had no memory for another entry.
+    FlowTableFull = 1,
+    /// Another flow of the same client port already uses the chosen backend through another frontend.
+    TupleCollision = 2,
+    /// A frontend names a slot, or a slot a backend, that does not exist. Never anything but 0.
+    BrokenTable = 3,
+    /// The packet changed under the program between parsing and rewriting. Never anything but 0.
+    RewriteFailed = 4,
+}
+
+impl DropReason {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 5] =
+        [Self::NoBackend, Self::FlowTableFull, Self::TupleCollision, Self::BrokenTable, Self::RewriteFailed];
+
+    /// The name used in output and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoBackend => "no_backend",
+            Self::FlowTableFull => "flow_table_full",
+            Self::TupleCollision => "tuple_collision",
+            Self::BrokenTable => "broken_table",
+            Self::RewriteFailed => "rewrite_failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_positions_in_the_list() {
+        for (at, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, at);
+        }
+    }
+}

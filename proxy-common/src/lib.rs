@@ -1,0 +1,33 @@
+//! What both sides rely on: the layout of every table, and every decision taken from them.
+//!
+//! The kernel programs (`proxy-ebpf`) and the agent are two programs that meet only in BPF maps. This crate
+//! is that meeting point. It owns the types of keys and values ([`tables`] lists them all), the meaning of
+//! their fields, and [`lb`], the whole path from a parsed packet to a [`Verdict`](lb::Verdict). The kernel
+//! runs [`lb`] over real maps; tests run the same code over ordinary hash maps.
+//!
+//! It must not know packets (bytes, checksums of real frames), Kubernetes, aya, or an operating system.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod addr;
+pub mod backend;
+pub mod checksum;
+pub mod config;
+pub mod counters;
+pub mod drop;
+pub mod endian;
+pub mod filter;
+pub mod flow;
+pub mod frontend;
+pub mod lb;
+pub mod tables;
+pub mod tuple;
+
+/// Version of every layout in this crate; the agent pins maps below `v{LAYOUT_VERSION}`.
+///
+/// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
+/// agent never adopts maps which it would misread.
+pub const LAYOUT_VERSION: u32 = 1;

@@ -1,0 +1,151 @@
+//! Every map, once: name, kind, key, value, default capacity.
+//!
+//! The kernel declares its maps from these types, the agent opens them through these types, and a test holds
+//! the two against each other.
+
+use core::{fmt::Debug, hash::Hash};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::{
+    backend::{Backend, BackendId},
+    counters::ServiceCounters,
+    drop::DropReason,
+    filter::{FilterLine, LINES},
+    flow::FlowEntry,
+    frontend::{Frontend, FrontendKey, ServiceId},
+    tuple::FlowKey,
+};
+
+/// Bytes that may cross between kernel and agent: no padding, no invalid bit patterns.
+pub trait MapBytes: FromBytes + IntoBytes + Immutable + Copy + 'static {}
+
+impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> MapBytes for T {}
+
+/// The kind of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// Hash table with memory taken as entries come (`BPF_F_NO_PREALLOC`).
+    Hash,
+    /// Array: every index below the capacity exists.
+    Array,
+    /// Array with a value per CPU.
+    PerCpuArray,
+}
+
+/// One map.
+pub trait Table {
+    /// Key.
+    type Key: MapBytes + Eq + Hash + Debug;
+    /// Value; of one CPU for per-CPU tables.
+    type Value: MapBytes + PartialEq + Debug;
+    /// Name in the object file and of the pin; at most 15 characters, as the kernel shows no more.
+    const NAME: &'static str;
+    /// Kind of the map.
+    const KIND: TableKind;
+    /// Entries.
+    const CAPACITY: u32;
+}
+
+/// Frontend -> how to serve it. Written by the agent, read for each new flow. Absence: not a service.
+#[derive(Debug)]
+pub enum Frontends {}
+
+impl Table for Frontends {
+    type Key = FrontendKey;
+    type Value = Frontend;
+    const NAME: &'static str = "FRONTENDS";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 65_536;
+}
+
+/// Slot -> backend id. Written by the agent, read for each new flow. A frontend owns a contiguous run.
+#[derive(Debug)]
+pub enum Slots {}
+
+impl Table for Slots {
+    type Key = u32;
+    type Value = BackendId;
+    const NAME: &'static str = "SLOTS";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = 262_144;
+}
+
+/// Backend id -> backend. Written by the agent; read for each new flow and each packet of a UDP flow.
+#[derive(Debug)]
+pub enum Backends {}
+
+impl Table for Backends {
+    type Key = u32;
+    type Value = Backend;
+    const NAME: &'static str = "BACKENDS";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = 65_536;
+}
+
+/// Tuple at a hook -> its translation, one entry per direction. Written by the datapath; the agent removes
+/// expired entries to free memory. Absence: no flow.
+#[derive(Debug)]
+pub enum Flows {}
+
+impl Table for Flows {
+    type Key = FlowKey;
+    type Value = FlowEntry;
+    const NAME: &'static str = "FLOWS";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 524_288;
+}
+
+/// Line of the address filter -> roles of the addresses that hash there. Written by the agent, read for every
+/// packet.
+#[derive(Debug)]
+pub enum AddressFilter {}
+
+impl Table for AddressFilter {
+    type Key = u32;
+    type Value = FilterLine;
+    const NAME: &'static str = "ADDRESS_FILTER";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = LINES;
+}
+
+/// Longest service name: namespace (63) / service (63) : port (63), and the separators.
+pub const NAME_BYTES: usize = 192;
+
+/// Service id -> `namespace/service:port`, padded with zeros. Written and read by the agent alone; it makes the
+/// kernel's tables readable without the API, and a restarted agent finds its ids by it.
+#[derive(Debug)]
+pub enum ServiceNames {}
+
+impl Table for ServiceNames {
+    type Key = ServiceId;
+    type Value = [u8; NAME_BYTES];
+    const NAME: &'static str = "SERVICE_NAMES";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 16_384;
+}
+
+/// Service id -> traffic. Written by the datapath, read by the agent.
+#[derive(Debug)]
+pub enum ServiceTraffic {}
+
+impl Table for ServiceTraffic {
+    type Key = u32;
+    type Value = ServiceCounters;
+    const NAME: &'static str = "SERVICE_TRAFFIC";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = ServiceNames::CAPACITY;
+}
+
+/// Drop reason -> packets. Written by the datapath, read by the agent.
+#[derive(Debug)]
+pub enum Drops {}
+
+impl Table for Drops {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "DROPS";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    #[expect(clippy::cast_possible_truncation, reason = "a handful of reasons")]
+    const CAPACITY: u32 = DropReason::ALL.len() as u32;
+}

@@ -1,0 +1,5 @@
+//! model
+
+mod change;
+
+pub use change::{Change, Event, ObjectName};
