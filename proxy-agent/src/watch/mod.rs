@@ -1,0 +1,1 @@
+//! Where the objects come from: the Kubernetes API, or a directory of manifests.
