@@ -118,8 +118,9 @@ pub fn ingress<T: Tables>(tables: &T, packet: &Packet) -> Verdict {
     let now = tables.now();
     let stays = !entry.state.may_move(packet.flags)
         || tables.backend(entry.backend).is_some_and(|backend| backend.serves(entry.generation));
-    if !stays || !entry.state.is_steady(entry.direction, packet.flags) || entry.is_idle(now) {
-        return reconsider(tables, packet, stays);
+    let runs = entry.state.is_steady(entry.direction, packet.flags) && !entry.is_idle(now);
+    if !stays || !runs && !transition(tables, packet) {
+        return open(tables, packet, Insert::Replace);
     }
     follow(tables, packet, flow, &entry, now);
     Verdict::Rewrite(entry.peer.source_end())
@@ -152,20 +153,6 @@ fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>, entry: &Flo
         flow.touch(now);
     }
     tables.count_packet(entry.service, entry.direction, packet.length);
-}
-
-/// A client's packet whose flow is not simply running: it may change the flow's state, or need a new flow.
-#[inline(never)]
-fn reconsider<T: Tables>(tables: &T, packet: &Packet, stays: bool) -> Verdict {
-    if !stays || !transition(tables, packet) {
-        return open(tables, packet, Insert::Replace);
-    }
-    let Some(flow) = tables.flow(&packet.key) else {
-        return open(tables, packet, Insert::New);
-    };
-    let entry = flow.load();
-    follow(tables, packet, flow, &entry, tables.now());
-    Verdict::Rewrite(entry.peer.source_end())
 }
 
 /// Carries a packet's effect on its flow into both entries. `false` if the flow does not exist, has expired, or

@@ -1,0 +1,3 @@
+//! One module per kind of hook: from a verdict to what the kernel wants to hear.
+
+pub(crate) mod tc;

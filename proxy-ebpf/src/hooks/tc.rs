@@ -1,0 +1,96 @@
+//! tc (tcx) hooks: ingress rewrites destinations, egress rewrites sources, nothing else.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use network_types::eth::{EthHdr, EtherType};
+use proxy_common::{
+    drop::DropReason,
+    lb::{self, Verdict},
+    tuple::Hook,
+};
+
+use crate::{
+    maps::{self, Maps},
+    parse::{self, HEADERS},
+    rewrite::{self, End},
+    wire::{Ipv4, Ipv6},
+};
+
+/// `TCX_NEXT`: leave the packet to whoever else is attached, then to the stack.
+const NEXT: i32 = TC_ACT_UNSPEC;
+const IPV4: u32 = EtherType::Ipv4 as u32;
+const IPV6: u32 = EtherType::Ipv6 as u32;
+
+/// Runs the hook on a packet and returns the tc action.
+#[inline(always)]
+pub(crate) fn run(ctx: &TcContext, hook: Hook) -> i32 {
+    match balance(ctx, hook) {
+        Ok(()) => NEXT,
+        Err(reason) => {
+            maps::count_drop(reason);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Parse, decide, rewrite. Headers differ by family, the decision does not: it stands here once.
+#[inline(always)]
+fn balance(ctx: &TcContext, hook: Hook) -> Result<(), DropReason> {
+    let family = ctx.skb.protocol();
+    if family != IPV4 && family != IPV6 {
+        return Ok(());
+    }
+    // A driver may leave headers in fragments; what the packet does not have cannot be pulled.
+    let linear = ctx.data_end().wrapping_sub(ctx.data());
+    if linear < HEADERS
+        && linear < ctx.len() as usize
+        && ctx.pull_data(ctx.len().min(HEADERS as u32)).is_err()
+    {
+        return Ok(());
+    }
+    let parsed = match family {
+        IPV4 => parse::parse::<_, Ipv4>(ctx, EthHdr::LEN, hook),
+        _ => parse::parse::<_, Ipv6>(ctx, EthHdr::LEN, hook),
+    };
+    let Some(parsed) = parsed else {
+        return Ok(());
+    };
+    let (verdict, end) = match hook {
+        Hook::INGRESS => (lb::ingress(&Maps, &parsed.packet), End::Destination),
+        _ => (lb::egress(&Maps, &parsed.packet), End::Source),
+    };
+    let new = match verdict {
+        Verdict::Pass => return Ok(()),
+        Verdict::Drop(reason) => return Err(reason),
+        Verdict::Rewrite(new) => new,
+    };
+    log(ctx, &parsed, new);
+    match family {
+        IPV4 => rewrite::rewrite::<_, Ipv4>(ctx, &parsed, end, new),
+        _ => rewrite::rewrite::<_, Ipv6>(ctx, &parsed, end, new),
+    }
+    .ok_or(DropReason::RewriteFailed)
+}
+
+/// Logs a translation; nothing, and no code, unless built with `--datapath-log`.
+#[inline(always)]
+#[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "arguments serve the log feature"))]
+fn log(ctx: &TcContext, parsed: &parse::Parsed, new: proxy_common::tuple::Endpoint) {
+    #[cfg(feature = "log")]
+    {
+        let key = &parsed.packet.key;
+        aya_log_ebpf::debug!(
+            ctx,
+            "{} {:i}:{} -> {:i}:{} becomes {:i}:{}",
+            if key.hook == Hook::INGRESS { "ingress" } else { "egress" },
+            key.source.octets(),
+            key.source_port.to_host(),
+            key.destination.octets(),
+            key.destination_port.to_host(),
+            new.address.octets(),
+            new.port.to_host()
+        );
+    }
+}

@@ -1,0 +1,203 @@
+//! The maps, and the decision's view of them.
+#![expect(
+    unsafe_code,
+    reason = "map values are shared memory behind raw pointers; all access to them is here"
+)]
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    helpers::{bpf_get_prandom_u32, bpf_jiffies64},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use proxy_common::{
+    addr::Addr,
+    backend::{Backend, BackendId},
+    config::Timeouts,
+    counters::ServiceCounters,
+    drop::DropReason,
+    filter::{AddressRoles, FilterPosition},
+    flow::{Direction, FlowEntry, FlowState, Ticks},
+    frontend::{Frontend, FrontendKey, ServiceId},
+    lb::{FlowRef, Insert, InsertError, Tables},
+    tables::{AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Slots, Table},
+    tuple::FlowKey,
+};
+
+type Key<T> = <T as Table>::Key;
+type Value<T> = <T as Table>::Value;
+
+const fn hash<T: Table>() -> HashMap<Key<T>, Value<T>> {
+    HashMap::with_max_entries(T::CAPACITY, BPF_F_NO_PREALLOC)
+}
+
+const fn array<T: Table<Key = u32>>() -> Array<Value<T>> {
+    Array::with_max_entries(T::CAPACITY, 0)
+}
+
+const fn per_cpu_array<T: Table<Key = u32>>() -> PerCpuArray<Value<T>> {
+    PerCpuArray::with_max_entries(T::CAPACITY, 0)
+}
+
+#[map]
+static FRONTENDS: HashMap<Key<Frontends>, Value<Frontends>> = hash::<Frontends>();
+#[map]
+static SLOTS: Array<Value<Slots>> = array::<Slots>();
+#[map]
+static BACKENDS: Array<Value<Backends>> = array::<Backends>();
+#[map]
+static FLOWS: HashMap<Key<Flows>, Value<Flows>> = hash::<Flows>();
+#[map]
+static ADDRESS_FILTER: Array<Value<AddressFilter>> = array::<AddressFilter>();
+#[map]
+static SERVICE_NAMES: HashMap<Key<ServiceNames>, Value<ServiceNames>> = hash::<ServiceNames>();
+#[map]
+static SERVICE_TRAFFIC: PerCpuArray<Value<ServiceTraffic>> = per_cpu_array::<ServiceTraffic>();
+#[map]
+static DROPS: PerCpuArray<Value<Drops>> = per_cpu_array::<Drops>();
+
+/// Written by the loader for this kernel's clock, which ticks 250 times a second on most distributions.
+#[unsafe(no_mangle)]
+static TIMEOUTS: Global<Timeouts> = Global::new(Timeouts::kube_proxy(250));
+
+/// Counts a dropped packet.
+#[inline(always)]
+pub(crate) fn count_drop(reason: DropReason) {
+    if let Some(count) = DROPS.get_ptr_mut(reason as u32) {
+        // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+        unsafe { *count += 1 };
+    }
+}
+
+/// A flow entry in the map. Entries are freed only after a grace period that outlasts the program.
+#[derive(Clone, Copy)]
+pub(crate) struct Flow(*mut FlowEntry);
+
+impl FlowRef for Flow {
+    #[inline(always)]
+    fn load(&self) -> FlowEntry {
+        // SAFETY: the pointer came from a lookup in this run and was checked against null; a concurrent write
+        // may show fields of two moments, which each decision tolerates.
+        unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    fn touch(&self, now: Ticks) {
+        // SAFETY: as above; an aligned word.
+        unsafe { (&raw mut (*self.0).last_seen).write(now) };
+    }
+
+    #[inline(always)]
+    fn enter(&self, state: FlowState, timeout: Ticks) {
+        // SAFETY: as above. The longer timeout of the two moments applies in between, at worst.
+        unsafe {
+            (&raw mut (*self.0).timeout).write(timeout);
+            (&raw mut (*self.0).state).write(state);
+        }
+    }
+}
+
+/// The kernel's tables.
+pub(crate) struct Maps;
+
+impl Maps {
+    #[inline(always)]
+    fn count(service: ServiceId, add: impl FnOnce(&mut ServiceCounters)) {
+        if let Some(counters) = SERVICE_TRAFFIC.get_ptr_mut(service.0) {
+            // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+            add(unsafe { &mut *counters });
+        }
+    }
+}
+
+impl Tables for Maps {
+    type Flow<'a> = Flow;
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "ticks are jiffies modulo 2^32")]
+    fn now(&self) -> Ticks {
+        // SAFETY: a plain helper, inlined by the verifier into one load.
+        Ticks(unsafe { bpf_jiffies64() } as u32)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a plain helper.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn timeout(&self, state: FlowState) -> Ticks {
+        TIMEOUTS.load().of(state)
+    }
+
+    #[inline(always)]
+    fn roles(&self, address: Addr) -> AddressRoles {
+        let FilterPosition { line, at } = FilterPosition::of(address);
+        ADDRESS_FILTER.get(line).and_then(|line| line.roles.get(at)).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<Flow> {
+        FLOWS.get_ptr_mut(key).map(Flow)
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
+        const EEXIST: i32 = -17;
+        let flags = match mode {
+            Insert::New => BPF_NOEXIST,
+            Insert::Replace => BPF_ANY,
+        };
+        FLOWS.insert(key, entry, u64::from(flags)).map_err(|error| match error {
+            EEXIST => InsertError::Exists,
+            _ => InsertError::Full,
+        })
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        let _absent = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        // SAFETY: copied out at once; the map has no preallocated elements, so a replaced value is not reused
+        // while this program runs.
+        unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<BackendId> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        BACKENDS.get(id.0).copied()
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, service: ServiceId) {
+        Self::count(service, |counters| counters.connections += 1);
+    }
+
+    #[inline(always)]
+    fn count_packet(&self, service: ServiceId, direction: Direction, bytes: u32) {
+        Self::count(service, |counters| {
+            let (packets, total) = if direction == Direction::ORIGINAL {
+                (&mut counters.packets, &mut counters.bytes)
+            } else {
+                (&mut counters.reply_packets, &mut counters.reply_bytes)
+            };
+            *packets += 1;
+            *total += u64::from(bytes);
+        });
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, service: ServiceId) {
+        Self::count(service, |counters| counters.drops += 1);
+    }
+}

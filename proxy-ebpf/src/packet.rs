@@ -1,0 +1,109 @@
+//! Bytes of a packet, checked against its end.
+#![expect(unsafe_code, reason = "direct packet access is pointer access; every pointer is checked here")]
+
+use aya_ebpf::{EbpfContext as _, helpers::bpf_csum_update, programs::TcContext};
+use proxy_common::checksum::ChecksumDiff;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// The address part of a checksum change belongs to the pseudo header.
+const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
+/// A UDP checksum of zero means "none" and stays so; one that becomes zero is sent as ones (RFC 768).
+const BPF_F_MARK_MANGLED_0: u64 = 1 << 5;
+
+/// Which rules the transport's checksum field follows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChecksumKind {
+    /// Always present.
+    Mandatory,
+    /// Zero means absent.
+    ZeroIsAbsent,
+}
+
+/// A packet at a hook. What a hook cannot do is not here.
+pub(crate) trait Packet {
+    /// Bytes of the whole packet, linear or not.
+    fn length(&self) -> u32;
+    /// Reads a header view; `None` beyond the end of the linear data.
+    fn load<T: FromBytes>(&self, at: usize) -> Option<T>;
+    /// Writes a field; `None` beyond the end of the linear data.
+    fn store<T: IntoBytes>(&self, at: usize, value: T) -> Option<()>;
+    /// Carries a change of address and port into the transport checksum at `at`, whatever part of it the device
+    /// has still to compute. Invalidates what was known about the packet's bounds.
+    fn update_checksum(
+        &self,
+        at: usize,
+        kind: ChecksumKind,
+        network: NetworkSum,
+        diff: ChecksumDiff,
+    ) -> Option<()>;
+}
+
+/// What the network header's own checksum does when an address changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NetworkSum {
+    /// IPv4: it changes the other way, so the sum over the whole packet stays.
+    Compensates,
+    /// IPv6: there is none.
+    Absent,
+}
+
+/// A pointer to `T` at an offset from `start`, if it lies before `end`.
+#[inline(always)]
+fn checked<T>(start: usize, end: usize, at: usize) -> Option<*mut T> {
+    // Wire views are `packed(2)`: an Ethernet header of 14 bytes leaves what follows on an even address.
+    const { assert!(align_of::<T>() <= 2) };
+    let pointer = start + at;
+    if pointer + size_of::<T>() > end { None } else { Some(pointer as *mut T) }
+}
+
+impl Packet for TcContext {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.len()
+    }
+
+    #[inline(always)]
+    fn load<T: FromBytes>(&self, at: usize) -> Option<T> {
+        let pointer = checked::<T>(self.data(), self.data_end(), at)?;
+        // SAFETY: `checked` has compared the pointer with the packet's end, the verifier proves it again, and
+        // any bytes are a valid `T`.
+        Some(unsafe { pointer.read() })
+    }
+
+    #[inline(always)]
+    fn store<T: IntoBytes>(&self, at: usize, value: T) -> Option<()> {
+        let pointer = checked::<T>(self.data(), self.data_end(), at)?;
+        // SAFETY: as in `load`; the kernel has made the linear data writable before the program (its prologue
+        // unclones it).
+        unsafe { pointer.write(value) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn update_checksum(
+        &self,
+        at: usize,
+        kind: ChecksumKind,
+        network: NetworkSum,
+        diff: ChecksumDiff,
+    ) -> Option<()> {
+        let flags = match kind {
+            ChecksumKind::Mandatory => 0,
+            ChecksumKind::ZeroIsAbsent => BPF_F_MARK_MANGLED_0,
+        };
+        // A size of 0 says that the value is a difference. Two calls, because only the pseudo header's part
+        // may touch a checksum that the device completes (CHECKSUM_PARTIAL).
+        self.l4_csum_replace(at, 0, u64::from(diff.pseudo), flags | BPF_F_PSEUDO_HDR).ok()?;
+        if diff.payload != 0 {
+            self.l4_csum_replace(at, 0, u64::from(diff.payload), flags).ok()?;
+        }
+        if network == NetworkSum::Absent {
+            // The helper takes the pseudo header's change out of a device-computed sum of the whole packet
+            // (CHECKSUM_COMPLETE), which is right for IPv4 only (BPF_F_IPV6, Linux 6.16, repairs that): put it
+            // back. Fails, as it should, when the device computed no such sum.
+            // SAFETY: a plain helper call on this context.
+            let _not_complete = unsafe { bpf_csum_update(self.as_ptr().cast(), diff.pseudo) };
+        }
+        Some(())
+    }
+}

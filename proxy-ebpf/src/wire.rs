@@ -1,0 +1,229 @@
+//! Headers as they lie in the packet, and the few things that differ between the families.
+//!
+//! The views are `packed(2)`, which is the truth behind a 14-byte Ethernet header: the compiler then reads
+//! halfwords instead of bytes. Their offsets are held against the `network-types` definitions.
+
+use core::mem::offset_of;
+
+use network_types::{
+    ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+use proxy_common::{addr::Addr, checksum, endian::Be16, tuple::Protocol};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::packet::{ChecksumKind, NetworkSum, Packet};
+
+/// IPv4 header without options.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv4View {
+    version_ihl: u8,
+    _tos: u8,
+    _total_length: Be16,
+    _id: Be16,
+    fragment: Be16,
+    _ttl: u8,
+    protocol: u8,
+    check: u16,
+    source: [u16; 2],
+    destination: [u16; 2],
+}
+
+/// IPv6 header.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv6View {
+    _flow: [u16; 2],
+    _payload_length: Be16,
+    next_header: u8,
+    _hop_limit: u8,
+    source: [u16; 8],
+    destination: [u16; 8],
+}
+
+/// First bytes of every IPv6 extension header.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C, packed(2))]
+struct Extension {
+    next_header: u8,
+    /// In units of 8 bytes, not counting the first 8.
+    length: u8,
+}
+
+/// TCP header without options.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C, packed(2))]
+pub(crate) struct TcpView {
+    pub(crate) source: Be16,
+    pub(crate) destination: Be16,
+    _sequence: [u16; 2],
+    _acknowledgement: [u16; 2],
+    _data_offset: u8,
+    pub(crate) flags: u8,
+    _window: u16,
+    pub(crate) check: u16,
+    _urgent: u16,
+}
+
+/// UDP header.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C, packed(2))]
+pub(crate) struct UdpView {
+    pub(crate) source: Be16,
+    pub(crate) destination: Be16,
+    _length: Be16,
+    pub(crate) check: u16,
+}
+
+const _: () = {
+    assert!(size_of::<Ipv4View>() == Ipv4Hdr::LEN && size_of::<Ipv6View>() == Ipv6Hdr::LEN);
+    assert!(size_of::<TcpView>() == TcpHdr::LEN && size_of::<UdpView>() == UdpHdr::LEN);
+    assert!(offset_of!(Ipv4View, fragment) == offset_of!(Ipv4Hdr, frags));
+    assert!(offset_of!(Ipv4View, protocol) == offset_of!(Ipv4Hdr, proto));
+    assert!(offset_of!(Ipv4View, check) == offset_of!(Ipv4Hdr, check));
+    assert!(offset_of!(Ipv4View, destination) == offset_of!(Ipv4Hdr, dst_addr));
+    assert!(offset_of!(Ipv6View, next_header) == offset_of!(Ipv6Hdr, next_hdr));
+    assert!(offset_of!(Ipv6View, destination) == offset_of!(Ipv6Hdr, dst_addr));
+    assert!(offset_of!(TcpView, check) == offset_of!(TcpHdr, check));
+    assert!(offset_of!(TcpView, flags) + 1 == offset_of!(TcpHdr, window));
+    assert!(offset_of!(UdpView, check) == offset_of!(UdpHdr, check));
+};
+
+/// Destination port; the source port stands at 0 in both TCP and UDP.
+pub(crate) const DESTINATION_PORT: usize = offset_of!(TcpView, destination);
+
+/// Where the checksum of a transport stands, and its rules.
+#[inline(always)]
+pub(crate) fn transport_checksum(protocol: Protocol) -> (usize, ChecksumKind) {
+    match protocol {
+        Protocol::TCP => (offset_of!(TcpView, check), ChecksumKind::Mandatory),
+        _ => (offset_of!(UdpView, check), ChecksumKind::ZeroIsAbsent),
+    }
+}
+
+/// What a network header says.
+pub(crate) struct Network {
+    pub(crate) source: Addr,
+    pub(crate) destination: Addr,
+    pub(crate) protocol: Protocol,
+    /// Offset of the transport header from the start of the packet.
+    pub(crate) transport: usize,
+}
+
+/// A family's header.
+pub(crate) trait IpHeader {
+    /// What an address change does to the sum over the whole packet.
+    const NETWORK_SUM: NetworkSum;
+
+    /// Reads the header at `at`; `None` if the packet is cut short, a fragment, or has more extension headers
+    /// than are worth following.
+    fn read<P: Packet>(packet: &P, at: usize) -> Option<Network>;
+    /// Writes the source address, and what `diff` does to the header's own checksum.
+    fn set_source<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()>;
+    /// Writes the destination address likewise.
+    fn set_destination<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()>;
+}
+
+/// IPv4.
+pub(crate) enum Ipv4 {}
+
+impl Ipv4 {
+    /// More-fragments flag and offset (RFC 791 3.1).
+    const FRAGMENT: Be16 = Be16::from_host(0x3fff);
+
+    #[inline(always)]
+    fn store<P: Packet>(packet: &P, at: usize, field: usize, new: Addr, diff: u32) -> Option<()> {
+        let check = at + offset_of!(Ipv4View, check);
+        let wire: [u16; 2] = zerocopy::transmute!(new.v4_wire());
+        packet.store(check, checksum::apply(packet.load(check)?, diff))?;
+        packet.store(at + field, wire)
+    }
+}
+
+impl IpHeader for Ipv4 {
+    const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
+
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
+        let header: Ipv4View = packet.load(at)?;
+        if header.fragment.raw() & Self::FRAGMENT.raw() != 0 || header.version_ihl >> 4 != 4 {
+            return None;
+        }
+        let length = usize::from(header.version_ihl & 0x0f) * 4;
+        if length < size_of::<Ipv4View>() {
+            return None;
+        }
+        Some(Network {
+            source: Addr::from_v4_wire(zerocopy::transmute!(header.source)),
+            destination: Addr::from_v4_wire(zerocopy::transmute!(header.destination)),
+            protocol: Protocol(header.protocol),
+            transport: at + length,
+        })
+    }
+
+    #[inline(always)]
+    fn set_source<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()> {
+        Self::store(packet, at, offset_of!(Ipv4View, source), new, diff)
+    }
+
+    #[inline(always)]
+    fn set_destination<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()> {
+        Self::store(packet, at, offset_of!(Ipv4View, destination), new, diff)
+    }
+}
+
+/// IPv6.
+pub(crate) enum Ipv6 {}
+
+impl Ipv6 {
+    /// More than any sane packet has; the verifier walks each of them.
+    const MAX_EXTENSIONS: usize = 4;
+    const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+    const ROUTING: u8 = IpProto::Ipv6Route as u8;
+    const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
+
+    #[inline(always)]
+    fn store<P: Packet>(packet: &P, at: usize, new: Addr) -> Option<()> {
+        let wire: [u16; 8] = zerocopy::transmute!(new.words());
+        packet.store(at, wire)
+    }
+}
+
+impl IpHeader for Ipv6 {
+    const NETWORK_SUM: NetworkSum = NetworkSum::Absent;
+
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
+        let header: Ipv6View = packet.load(at)?;
+        let mut protocol = header.next_header;
+        let mut transport = at + size_of::<Ipv6View>();
+        for _ in 0..Self::MAX_EXTENSIONS {
+            match protocol {
+                Self::HOP_BY_HOP | Self::ROUTING | Self::DESTINATION_OPTIONS => {
+                    let extension: Extension = packet.load(transport)?;
+                    protocol = extension.next_header;
+                    transport += (usize::from(extension.length) + 1) * 8;
+                }
+                _ => break,
+            }
+        }
+        Some(Network {
+            source: Addr::from_v6_words(zerocopy::transmute!(header.source)),
+            destination: Addr::from_v6_words(zerocopy::transmute!(header.destination)),
+            protocol: Protocol(protocol),
+            transport,
+        })
+    }
+
+    #[inline(always)]
+    fn set_source<P: Packet>(packet: &P, at: usize, new: Addr, _diff: u32) -> Option<()> {
+        Self::store(packet, at + offset_of!(Ipv6View, source), new)
+    }
+
+    #[inline(always)]
+    fn set_destination<P: Packet>(packet: &P, at: usize, new: Addr, _diff: u32) -> Option<()> {
+        Self::store(packet, at + offset_of!(Ipv6View, destination), new)
+    }
+}
