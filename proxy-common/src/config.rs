@@ -1,10 +1,13 @@
-//! What the loader writes into the programs' read-only memory before they are verified.
+//! What the agent sets and the datapath obeys.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::{FlowState, Ticks};
 
-/// How long a flow may stay silent, by state. The verifier sees constants.
+/// How long a flow may stay silent, by state; value of the settings table.
+///
+/// A table rather than read-only memory of the programs, because ticks per second are known only after asking
+/// the running kernel, by a program of the same object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Timeouts {
@@ -17,9 +20,6 @@ const SLOTS: usize = 16;
 const _: () = assert!(FlowState::COUNT <= SLOTS);
 
 impl Timeouts {
-    /// The name of the global that holds them in the object file.
-    pub const NAME: &'static str = "TIMEOUTS";
-
     /// kube-proxy's settings where it sets one (CT-32, CT-33), else the kernel's conntrack defaults, for a
     /// kernel whose clock ticks `hz` times a second.
     #[must_use]

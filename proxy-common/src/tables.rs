@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
     backend::{Backend, BackendId},
+    config::Timeouts,
     counters::ServiceCounters,
     drop::DropReason,
     filter::{FilterLine, LINES},
@@ -135,6 +136,18 @@ impl Table for ServiceTraffic {
     const NAME: &'static str = "SERVICE_TRAFFIC";
     const KIND: TableKind = TableKind::PerCpuArray;
     const CAPACITY: u32 = ServiceNames::CAPACITY;
+}
+
+/// 0 -> timeouts. Written by the agent before the programs are attached, read when a flow changes its state.
+#[derive(Debug)]
+pub enum Settings {}
+
+impl Table for Settings {
+    type Key = u32;
+    type Value = Timeouts;
+    const NAME: &'static str = "SETTINGS";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = 1;
 }
 
 /// Drop reason -> packets. Written by the datapath, read by the agent.

@@ -28,6 +28,13 @@ fn sluice_egress(ctx: TcContext) -> i32 {
     hooks::tc::run(&ctx, Hook::EGRESS)
 }
 
+/// Returns the kernel's clock, in ticks. Attached nowhere: the agent runs it to learn how fast the clock ticks
+/// and what time it is.
+#[classifier]
+fn sluice_clock(_: TcContext) -> i32 {
+    maps::now().0.cast_signed()
+}
+
 /// Kernel helpers such as `bpf_l4_csum_replace` are for GPL-compatible programs.
 #[expect(unsafe_code, reason = "the kernel looks for the licence under this section and name")]
 #[unsafe(link_section = "license")]

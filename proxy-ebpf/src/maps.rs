@@ -5,7 +5,6 @@
 )]
 
 use aya_ebpf::{
-    Global,
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::{bpf_get_prandom_u32, bpf_jiffies64},
     macros::map,
@@ -14,14 +13,16 @@ use aya_ebpf::{
 use proxy_common::{
     addr::Addr,
     backend::{Backend, BackendId},
-    config::Timeouts,
     counters::ServiceCounters,
     drop::DropReason,
     filter::{AddressRoles, FilterPosition},
     flow::{Direction, FlowEntry, FlowState, Ticks},
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{FlowRef, Insert, InsertError, Tables},
-    tables::{AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Slots, Table},
+    tables::{
+        AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
+        Table,
+    },
     tuple::FlowKey,
 };
 
@@ -55,11 +56,17 @@ static SERVICE_NAMES: HashMap<Key<ServiceNames>, Value<ServiceNames>> = hash::<S
 #[map]
 static SERVICE_TRAFFIC: PerCpuArray<Value<ServiceTraffic>> = per_cpu_array::<ServiceTraffic>();
 #[map]
+static SETTINGS: Array<Value<Settings>> = array::<Settings>();
+#[map]
 static DROPS: PerCpuArray<Value<Drops>> = per_cpu_array::<Drops>();
 
-/// Written by the loader for this kernel's clock, which ticks 250 times a second on most distributions.
-#[unsafe(no_mangle)]
-static TIMEOUTS: Global<Timeouts> = Global::new(Timeouts::kube_proxy(250));
+/// The kernel's clock.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "ticks are jiffies modulo 2^32")]
+pub(crate) fn now() -> Ticks {
+    // SAFETY: a plain helper, inlined by the verifier into one load.
+    Ticks(unsafe { bpf_jiffies64() } as u32)
+}
 
 /// Counts a dropped packet.
 #[inline(always)]
@@ -115,10 +122,8 @@ impl Tables for Maps {
     type Flow<'a> = Flow;
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "ticks are jiffies modulo 2^32")]
     fn now(&self) -> Ticks {
-        // SAFETY: a plain helper, inlined by the verifier into one load.
-        Ticks(unsafe { bpf_jiffies64() } as u32)
+        now()
     }
 
     #[inline(always)]
@@ -129,7 +134,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn timeout(&self, state: FlowState) -> Ticks {
-        TIMEOUTS.load().of(state)
+        SETTINGS.get(0).map_or(Ticks::default(), |timeouts| timeouts.of(state))
     }
 
     #[inline(always)]
