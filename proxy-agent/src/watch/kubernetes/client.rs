@@ -1,0 +1,206 @@
+//! The connection to the API server.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper::header::{HeaderValue, USER_AGENT};
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{Body, ConfigExt},
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use tower::{BoxError, ServiceBuilder};
+
+/// Why there is no client for the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The file cannot be read.
+    #[error("kubeconfig {path}: cannot read it: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not a kubeconfig.
+    #[error("kubeconfig {path}: cannot parse it: {cause}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        cause: String,
+    },
+    /// The file does not say which of its contexts to use.
+    #[error("kubeconfig {path}: no current-context is set", path = path.display())]
+    NoCurrentContext {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file names something that it does not define, or that cannot be loaded.
+    #[error("kubeconfig {path}: {source}", path = path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The missing or bad part.
+        source: KubeconfigError,
+    },
+    /// No file was named and this is not a pod with a service account.
+    #[error("not running in a cluster ({source}) and no kubeconfig is named")]
+    NotInCluster {
+        /// What a pod would have.
+        source: InClusterError,
+    },
+    /// Proxies are not supported.
+    #[error(
+        "the API server {server} is configured to be reached through the proxy {proxy}, which is not supported"
+    )]
+    Proxy {
+        /// Address of the API server.
+        server: String,
+        /// Address of the proxy.
+        proxy: String,
+    },
+    /// Keys, certificates or tokens cannot be used.
+    #[error("the API server {server}: cannot set up the connection: {source}")]
+    Setup {
+        /// Address of the API server.
+        server: String,
+        /// The bad part.
+        source: Box<kube::Error>,
+    },
+}
+
+/// Makes a client from a kubeconfig file, or from the pod's service account when no file is named.
+///
+/// This only reads local files: an API server that is out of reach is not an error, the streams wait for it.
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
+    let mut config = match kubeconfig {
+        Some(path) => from_file(path).await?,
+        None => Config::incluster().map_err(|source| ClientError::NotInCluster { source })?,
+    };
+    config.headers.push((USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE)));
+    connect(config)
+}
+
+async fn from_file(path: &Path) -> Result<Config, ClientError> {
+    let failed = |source| match source {
+        KubeconfigError::ReadConfig(source, _) => ClientError::Read { path: path.into(), source },
+        KubeconfigError::Parse(cause) => {
+            ClientError::Parse { path: path.into(), cause: first_line(&cause.to_string()) }
+        }
+        KubeconfigError::CurrentContextNotSet => ClientError::NoCurrentContext { path: path.into() },
+        source => ClientError::Kubeconfig { path: path.into(), source },
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
+}
+
+/// The stack of `kube::Client::try_from`, less its retries and its error line for each failed request (the streams
+/// do both, knowing what is at stake), and with probes: an API server or a load balancer that vanished without a
+/// word would otherwise go unnoticed until the watch is due to end, minutes later.
+fn connect(config: Config) -> Result<Client, ClientError> {
+    let server = config.cluster_url.to_string();
+    if let Some(proxy) = &config.proxy_url {
+        return Err(ClientError::Proxy { server, proxy: proxy.to_string() });
+    }
+    let failed = |source| ClientError::Setup { server: server.clone(), source: Box::new(source) };
+
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_keepalive(Some(PROBE_AFTER));
+    tcp.set_keepalive_interval(Some(PROBE_INTERVAL));
+    tcp.set_keepalive_retries(Some(PROBES));
+    // Probes are not sent while a request waits for its acknowledgement.
+    tcp.set_tcp_user_timeout(Some(PROBE_AFTER));
+    let https = config.rustls_https_connector_with_connector(tcp).map_err(failed)?;
+
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().map_err(failed)?)
+        .layer(config.extra_headers_layer().map_err(failed)?)
+        .map_err(BoxError::from)
+        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(https));
+    Ok(Client::new(service, config.default_namespace))
+}
+
+/// The parser adds an excerpt of the file, which may hold secrets.
+fn first_line(message: &str) -> String {
+    message.lines().next().unwrap_or_default().to_owned()
+}
+
+const USER_AGENT_VALUE: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    async fn message(content: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        fs::write(&path, content).unwrap();
+        let error = client(Some(&path)).await.err().unwrap().to_string();
+        error.replace(&*path.to_string_lossy(), "PATH")
+    }
+
+    #[tokio::test]
+    async fn missing_file_is_named() {
+        let error = client(Some(Path::new("/nonexistent/config"))).await.err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "kubeconfig /nonexistent/config: cannot read it: No such file or directory (os error 2)"
+        );
+    }
+
+    #[tokio::test]
+    async fn unparsable_file_is_named_with_the_position() {
+        let error = message("apiVersion: v1\nclusters: [\n").await;
+        assert!(error.starts_with("kubeconfig PATH: cannot parse it: "), "{error}");
+        assert!(error.contains("line "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn file_without_current_context_is_named() {
+        let error = message("apiVersion: v1\nkind: Config\nclusters: []\n").await;
+        assert_eq!(error, "kubeconfig PATH: no current-context is set");
+    }
+
+    #[tokio::test]
+    async fn undefined_context_is_named() {
+        let error = message("apiVersion: v1\nkind: Config\ncurrent-context: here\n").await;
+        assert_eq!(error, "kubeconfig PATH: failed to load current context: here");
+    }
+
+    #[tokio::test]
+    async fn missing_certificate_is_named() {
+        let error = message(
+            "{kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],\n\
+             clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1', certificate-authority: /nonexistent/ca}}]}",
+        )
+        .await;
+        assert!(error.contains("PATH") && error.contains("/nonexistent/ca"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn outside_a_cluster_a_kubeconfig_is_asked_for() {
+        let error = client(None).await.err().unwrap().to_string();
+        assert!(
+            error.starts_with("not running in a cluster (") && error.ends_with("no kubeconfig is named"),
+            "{error}"
+        );
+    }
+}
