@@ -1,1 +1,16 @@
-//! test bed
+//! The test bed.
+//!
+//! [`topology`] builds clusters out of network namespaces, [`service`] and [`manifest`] tell their nodes what to
+//! serve, [`agent`] runs the real agent on them, and [`traffic`] sends real traffic and says where it went.
+//! [`harness`] ties them together for tests.
+//!
+//! Everything lives in namespaces and file systems that end with the process ([`netns`], [`sandbox`]): however a
+//! test ends, the host is as before.
+
+pub mod counters;
+pub mod harness;
+pub mod netns;
+pub mod sandbox;
+pub mod topology;
+pub mod traffic;
+pub mod wait;

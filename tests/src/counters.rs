@@ -1,0 +1,47 @@
+//! What the kernel counted inside a namespace.
+
+use anyhow::{Context as _, Result};
+
+use crate::netns::Namespace;
+
+/// How many SYNs have had to be repeated so far. Repetition hides a lost packet from everybody but this counter.
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn syn_retransmissions(namespace: &Namespace) -> Result<u64> {
+    let text = read(namespace, "netstat")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let names = lines.next().context("no TcpExt names in /proc/net/netstat")?;
+    let values = lines.next().context("no TcpExt values in /proc/net/netstat")?;
+    let value = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "TCPSynRetrans");
+    value.context("no TCPSynRetrans in /proc/net/netstat")?.1.parse().context("TCPSynRetrans")
+}
+
+/// Frames and bytes that a device has received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Frames. A large segment that was never split is one.
+    pub frames: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What a device of a namespace has received so far.
+///
+/// # Errors
+///
+/// If there is no such device.
+pub fn received(namespace: &Namespace, device: &str) -> Result<Received> {
+    let text = read(namespace, "dev")?;
+    let find = |line: &str| Some(line.trim_start().strip_prefix(device)?.strip_prefix(':')?.to_owned());
+    let line = text.lines().find_map(find).with_context(|| format!("no device {device}"))?;
+    let mut fields = line.split_whitespace();
+    let mut next = || fields.next().context("a field of /proc/net/dev")?.parse().context("a count");
+    Ok(Received { bytes: next()?, frames: next()? })
+}
+
+fn read(namespace: &Namespace, name: &str) -> Result<String> {
+    let path = format!("/proc/thread-self/net/{name}");
+    namespace.run(|| std::fs::read_to_string(&path).with_context(|| format!("read {path}")))
+}

@@ -1,0 +1,119 @@
+//! A private mount namespace for what tests write to file systems.
+//!
+//! Pins in bpffs keep programs attached and maps alive for as long as the file system exists; a test that is
+//! killed must not leave any behind. So every process that uses the bed gets its own mount namespace with its own
+//! bpffs and tmpfs: they end with the last process in them, and no clean-up code has to run.
+
+use std::{
+    fs::File,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
+
+/// Where the bpffs is mounted, as seen from inside. Mounted over the host's, which stays untouched.
+pub const BPFFS: &str = "/sys/fs/bpf";
+/// Where files go, as seen from inside: a directory that every Linux has and no program is installed in.
+pub const FILES: &str = "/dev/shm";
+
+/// The mount namespace that this process's nodes share.
+#[derive(Debug)]
+pub struct Sandbox {
+    namespace: OwnedFd,
+    root: OwnedFd,
+}
+
+impl Sandbox {
+    /// The sandbox of this process, made on first use.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the namespace or one of its mounts; the same error on every later call.
+    pub fn shared() -> Result<&'static Self> {
+        static SHARED: OnceLock<Result<Sandbox, String>> = OnceLock::new();
+        SHARED
+            .get_or_init(|| {
+                // The thread that unshares is lost to everybody else: it ends here, the descriptors stay.
+                let made = thread::scope(|scope| scope.spawn(Self::create).join());
+                match made {
+                    Ok(result) => result.map_err(|error| format!("{error:#}")),
+                    Err(_) => Err("the thread that made the mount namespace panicked".to_owned()),
+                }
+            })
+            .as_ref()
+            .map_err(|error| anyhow!("{error}"))
+    }
+
+    fn create() -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS).context("unshare the mount namespace (needs CAP_SYS_ADMIN)")?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .context("make all mounts private")?;
+        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
+            .with_context(|| format!("mount a bpffs at {BPFFS}"))?;
+        mount(Some("tmpfs"), FILES, Some("tmpfs"), MsFlags::empty(), none)
+            .with_context(|| format!("mount a tmpfs at {FILES}"))?;
+        let namespace =
+            File::open("/proc/thread-self/ns/mnt").context("open the new mount namespace")?.into();
+        let root = File::open("/").context("open the root directory")?.into();
+        Ok(Self { namespace, root })
+    }
+
+    /// Moves the calling thread into the sandbox, for good.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn enter(&self) -> Result<()> {
+        // A thread that shares its root and working directory with others may not change mount namespace.
+        unshare(CloneFlags::CLONE_FS).context("unshare the working directory")?;
+        setns(&self.namespace, CloneFlags::CLONE_NEWNS).context("enter the mount namespace")
+    }
+
+    /// The path by which threads outside the sandbox reach `inside`, an absolute path within it.
+    #[must_use]
+    pub fn view(&self, inside: &Path) -> PathBuf {
+        let root = format!("/proc/self/fd/{}", self.root.as_raw_fd());
+        Path::new(&root).join(inside.strip_prefix("/").unwrap_or(inside))
+    }
+}
+
+/// Where the cgroup2 hierarchy is mounted: at `/sys/fs/cgroup` on most systems, below it on hybrid ones.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn cgroup2() -> Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    mounts.lines().find_map(cgroup2_mount).context("no cgroup2 file system is mounted")
+}
+
+/// The mount point of a line of `mountinfo`, if it mounts cgroup2 (proc_pid_mountinfo(5)).
+fn cgroup2_mount(line: &str) -> Option<PathBuf> {
+    let (mount, source) = line.split_once(" - ")?;
+    if source.split(' ').next() != Some("cgroup2") {
+        return None;
+    }
+    mount.split(' ').nth(4).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_point_is_told_from_other_fields() {
+        let hybrid =
+            "42 32 0:37 / /sys/fs/cgroup/unified rw,relatime shared:18 - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(cgroup2_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        let first = "33 32 0:28 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup2 rw,cpu";
+        assert_eq!(cgroup2_mount(first), None);
+    }
+}

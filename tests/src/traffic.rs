@@ -1,0 +1,76 @@
+//! Real traffic: servers that say who they are, clients that say where they ended up.
+//!
+//! Servers greet: the first thing a connection carries is the name of the pod that took it and the address it was
+//! seen from, so a client knows both without trusting the path. All waits have the one bound [`PATIENCE`]; nothing
+//! is asserted about speed.
+
+mod bulk;
+mod chatter;
+mod server;
+mod spread;
+mod tcp;
+mod udp;
+
+use std::{fmt, time::Duration};
+
+pub use bulk::Direction;
+pub use chatter::Chatter;
+pub use server::Server;
+pub use spread::Spread;
+pub use tcp::{Connection, Source, connect_raw};
+pub use udp::{Answer, UdpClient};
+
+/// How long anything may take before it counts as failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The name that Kubernetes objects use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Bytes of the greeting: fixed, so that reading it takes nothing of what follows.
+const GREETING: usize = 128;
+
+/// What a client may ask for on a connection, after the greeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Request {
+    /// Everything that follows comes back.
+    Echo = b'e',
+    /// A length and that many bytes follow; their digest comes back.
+    Upload = b'u',
+    /// A length follows; that many bytes and their digest come back.
+    Download = b'd',
+    /// The server closes first, and so keeps the connection's tuple in TIME_WAIT.
+    Close = b'c',
+}
+
+impl Request {
+    fn parse(byte: u8) -> Option<Self> {
+        [Self::Echo, Self::Upload, Self::Download, Self::Close].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}

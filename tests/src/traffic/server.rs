@@ -1,0 +1,215 @@
+//! The server of a pod.
+
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
+    runtime,
+    sync::oneshot,
+};
+
+use super::{
+    GREETING, Request,
+    bulk::{BLOCK, Digest, Stream},
+};
+use crate::topology::Machine;
+
+/// Answers TCP and UDP, IPv4 and IPv6, on one port of a machine, with the machine's name.
+#[derive(Debug)]
+pub struct Server {
+    name: String,
+    counts: Arc<Counts>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    connections: AtomicU64,
+    datagrams: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Server {
+    /// Starts one; it listens when this returns, and until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the port cannot be had.
+    pub fn start(machine: &Machine, port: u16) -> Result<Self> {
+        let (ready, listening) = mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let counts = Arc::new(Counts::default());
+        let service = Service { name: machine.name.clone(), counts: Arc::clone(&counts) };
+        let namespace = machine.namespace.clone();
+        let thread = thread::spawn(move || {
+            let started = namespace.enter().and_then(|()| {
+                let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+                let sockets = runtime.block_on(async { bind(port) })?;
+                Ok((runtime, sockets))
+            });
+            match started {
+                Ok((runtime, (listener, socket))) => {
+                    // Whoever started the server has given up waiting if this fails: it ends by `stopped`.
+                    drop(ready.send(Ok(())));
+                    runtime.block_on(async {
+                        tokio::select! {
+                            () = service.accept(listener) => {}
+                            () = service.answer(socket) => {}
+                            _ = stopped => {}
+                        }
+                    });
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        });
+        let started = listening.recv().context("the server's thread ended").and_then(|result| result);
+        started.with_context(|| format!("start a server on port {port} of {}", machine.name))?;
+        Ok(Self { name: machine.name.clone(), counts, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Name of the machine.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// TCP connections taken so far.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.counts.connections.load(Ordering::SeqCst)
+    }
+
+    /// UDP datagrams received so far.
+    #[must_use]
+    pub fn datagrams(&self) -> u64 {
+        self.counts.datagrams.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic in there has been printed; the clients have noticed.
+            drop(thread.join());
+        }
+    }
+}
+
+fn bind(port: u16) -> io::Result<(TcpListener, UdpSocket)> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let tcp = TcpSocket::new_v6()?;
+    tcp.set_reuseaddr(true)?;
+    tcp.bind(address)?;
+    let udp = std::net::UdpSocket::bind(address)?;
+    udp.set_nonblocking(true)?;
+    // Room for everybody who connects at once: a full backlog would look like loss on the way.
+    Ok((tcp.listen(4096)?, UdpSocket::from_std(udp)?))
+}
+
+#[derive(Clone)]
+struct Service {
+    name: String,
+    counts: Arc<Counts>,
+}
+
+impl Service {
+    async fn accept(&self, listener: TcpListener) {
+        // An error of `accept` concerns one connection that went away again.
+        loop {
+            if let Ok((stream, peer)) = listener.accept().await {
+                self.counts.connections.fetch_add(1, Ordering::SeqCst);
+                let service = self.clone();
+                tokio::spawn(async move {
+                    // The client sees an error too, and is the one to say whether it was expected.
+                    drop(service.serve(stream, peer).await);
+                });
+            }
+        }
+    }
+
+    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut greeting = [b' '; GREETING];
+        let text = format!("{} {}", self.name, seen(peer));
+        greeting[..text.len()].copy_from_slice(text.as_bytes());
+        stream.write_all(&greeting).await?;
+        loop {
+            let mut kind = [0];
+            if stream.read(&mut kind).await? == 0 {
+                return Ok(());
+            }
+            match Request::parse(kind[0]) {
+                Some(Request::Echo) => return echo(&mut stream).await,
+                Some(Request::Upload) => self.take(&mut stream).await?,
+                Some(Request::Download) => self.give(&mut stream).await?,
+                Some(Request::Close) => return Ok(()),
+                None => return Err(io::Error::new(io::ErrorKind::InvalidData, "unknown request")),
+            }
+        }
+    }
+
+    async fn take(&self, stream: &mut TcpStream) -> io::Result<()> {
+        let mut left = stream.read_u64().await?;
+        let mut digest = Digest::new();
+        let mut buffer = vec![0; BLOCK];
+        while left > 0 {
+            let most = usize::try_from(left).map_or(BLOCK, |left| left.min(BLOCK));
+            let count = stream.read(&mut buffer[..most]).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            digest.add(&buffer[..count], &self.counts.bytes);
+            left -= count as u64;
+        }
+        stream.write_all(&digest.finish()).await
+    }
+
+    async fn give(&self, stream: &mut TcpStream) -> io::Result<()> {
+        let mut source = Stream::new(stream.read_u64().await?);
+        let mut digest = Digest::new();
+        loop {
+            let block = source.next_block();
+            if block.is_empty() {
+                return stream.write_all(&digest.finish()).await;
+            }
+            digest.add(block, &self.counts.bytes);
+            stream.write_all(block).await?;
+        }
+    }
+
+    async fn answer(&self, socket: UdpSocket) {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            // Errors are about datagrams sent before (a client that has gone): nothing to do about them.
+            if let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+                self.counts.datagrams.fetch_add(1, Ordering::SeqCst);
+                let mut answer = format!("{} {} ", self.name, seen(peer)).into_bytes();
+                answer.extend_from_slice(&buffer[..length]);
+                drop(socket.send_to(&answer, peer).await);
+            }
+        }
+    }
+}
+
+async fn echo(stream: &mut TcpStream) -> io::Result<()> {
+    let (mut reader, mut writer) = stream.split();
+    tokio::io::copy(&mut reader, &mut writer).await.map(drop)
+}
+
+/// The peer as it would be on a socket of its own family.
+fn seen(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
