@@ -38,6 +38,10 @@ pub enum Event<K> {
 }
 
 /// An event of any of the kinds that Sluice follows.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "changes are moved once, from the watch to the model, and not kept"
+)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A Service changed.

@@ -1,5 +1,22 @@
-//! model
+//! From Kubernetes objects to the contents of the kernel's tables.
+//!
+//! ```text
+//! Change --apply--> parsed objects --plan--> desired rows --commit--> TablesIo
+//! ```
+//!
+//! This crate does no I/O, knows no clock and no runtime: what goes in and out is in the signatures of [`Model`].
+#![forbid(unsafe_code)]
 
 mod change;
+mod error;
+mod io;
+mod model;
+mod name;
+mod restore;
 
 pub use change::{Change, Event, ObjectName};
+pub use error::{CommitError, Kind, ObjectError, PlanError};
+pub use io::{HashTableIo, Io, TableIo, TablesIo};
+pub use model::{Counts, Model, Problem};
+pub use name::{Family, ParseNameError, ServicePortName, Transport};
+pub use restore::Restored;
