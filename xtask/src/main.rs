@@ -1,1 +1,78 @@
-fn main() {}
+//! Sluice's project commands: `cargo xtask <command>`.
+//!
+//! Everything that is more than one cargo invocation lives here, so that a fresh clone needs no knowledge beyond the
+//! command's name. This crate stays small and knows nothing of the agent, which cannot be compiled before the kernel
+//! programs that `cargo xtask build` makes.
+
+mod bpf;
+mod install;
+mod process;
+mod setup;
+mod toolchain;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use bpf::{Features, Profile};
+
+#[expect(clippy::print_stderr, reason = "where a program says that it failed")]
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup => {
+            println!("{}", setup::ensure()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Build(options) => bpf::build(options.profile(), options.features()),
+    }
+}
+
+/// Sluice's project commands.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install what builds the kernel programs, and the tools that tests and demo run
+    ///
+    /// Does nothing when everything is there. SLUICE_BPF_TOOLCHAIN=debian|nightly overrides the choice.
+    Setup,
+    /// Build the kernel programs (target/bpf/*.o) and the agent that embeds them
+    Build(BuildOptions),
+}
+
+#[derive(Args)]
+struct BuildOptions {
+    /// Build the agent optimized (the kernel programs always are)
+    #[arg(long)]
+    release: bool,
+    /// Let the kernel programs log each translated packet
+    #[arg(long)]
+    datapath_log: bool,
+}
+
+impl BuildOptions {
+    fn profile(&self) -> Profile {
+        if self.release { Profile::Release } else { Profile::Dev }
+    }
+
+    fn features(&self) -> Features {
+        if self.datapath_log { Features::Log } else { Features::Plain }
+    }
+}
