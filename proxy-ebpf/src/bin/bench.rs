@@ -1,0 +1,184 @@
+//! Programs that measure programs. Not part of the agent.
+//!
+//! `BPF_PROG_TEST_RUN` with a repeat count does not restore the packet in between, so a program that rewrites
+//! would be timed on its own output. [`drive`] stands in front: it puts the packet back, picks another flow
+//! when asked to, and tail-calls the target. The same in front of [`empty`] is the overhead to subtract. The
+//! `floor_*` programs do as little as a step of any such datapath can: what cannot be undercut with stock maps
+//! and helpers.
+#![no_std]
+#![no_main]
+#![expect(unsafe_code, reason = "direct packet and map access in programs that exist to be timed")]
+
+use aya_ebpf::{
+    bindings::TC_ACT_UNSPEC,
+    helpers::bpf_ktime_get_ns,
+    macros::{classifier, map},
+    maps::{Array, HashMap, ProgramArray},
+    programs::TcContext,
+};
+use proxy_common::checksum;
+
+/// Bytes that [`drive`] restores; every packet of the benchmark is at least so long.
+const RESTORED: usize = 96;
+/// Where the driver's failure shows in the result.
+const FAILED: i32 = 0xdead;
+
+/// The packet, as it should be in front of the target.
+#[map]
+static PACKET: Array<[u64; RESTORED / 8]> = Array::with_max_entries(1, 0);
+/// How to vary it: offset of the source port (0: not at all), and how many packets have run.
+#[map]
+static VARY: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+/// The program to time.
+#[map]
+static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+fn packet<T>(ctx: &TcContext, at: usize) -> Option<*mut T> {
+    let start = ctx.data() + at;
+    if start + size_of::<T>() > ctx.data_end() { None } else { Some(start as *mut T) }
+}
+
+/// Restores the packet and runs the target.
+#[classifier]
+fn drive(ctx: TcContext) -> i32 {
+    restore(&ctx).unwrap_or(FAILED)
+}
+
+#[inline(always)]
+fn restore(ctx: &TcContext) -> Option<i32> {
+    let original = PACKET.get(0)?;
+    let place = packet::<[u64; RESTORED / 8]>(ctx, 0)?;
+    // SAFETY: checked against the packet's end; x86 and arm64 allow the unaligned words, which the verifier knows.
+    unsafe { place.write_unaligned(*original) };
+    let vary = VARY.get_ptr_mut(0)?;
+    // SAFETY: one benchmark runs at a time.
+    let (at, count) = unsafe { ((*vary)[0], (*vary)[1]) };
+    if at != 0 {
+        // SAFETY: as above.
+        unsafe { (*vary)[1] = count + 1 };
+        let port = packet::<u16>(ctx, at as usize & 0x7f)?;
+        // The port's 16 bits, then the low byte of the source address in front of it.
+        // SAFETY: checked against the packet's end.
+        unsafe { port.write_unaligned((count as u16).to_be()) };
+        let low = packet::<u8>(ctx, if at == 34 { 29 } else { 37 })?;
+        // SAFETY: checked against the packet's end.
+        unsafe { low.write((count >> 16) as u8) };
+    }
+    // Gives the stores time to reach the cache: the target must not wait for them.
+    // SAFETY: a plain helper.
+    unsafe { bpf_ktime_get_ns() };
+    // SAFETY: the array holds a program of the same type, or nothing.
+    unsafe { TARGET.tail_call(ctx, 0) };
+    None
+}
+
+/// Does nothing: what is left is the loop, the driver and the tail call.
+#[classifier]
+fn empty(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FloorKey {
+    source: u32,
+    destination: u32,
+    ports: u32,
+    protocol: u32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct FloorValue {
+    address: u32,
+    port: u16,
+    unused: u16,
+}
+
+#[map]
+static FLOOR_FLOWS: HashMap<FloorKey, FloorValue> = HashMap::with_max_entries(1024, 0);
+
+const IPV4_TCP: usize = 54;
+
+/// Reads the tuple of an IPv4 TCP packet.
+#[inline(always)]
+fn floor_key(ctx: &TcContext) -> Option<FloorKey> {
+    let header = packet::<[u16; IPV4_TCP / 2]>(ctx, 0)?;
+    // SAFETY: checked against the packet's end.
+    let word = |at: usize| unsafe { header.cast::<u8>().add(at).cast::<u32>().read_unaligned() };
+    // SAFETY: as above.
+    let protocol = unsafe { header.cast::<u8>().add(23).read() };
+    if protocol != 6 {
+        return None;
+    }
+    Some(FloorKey { source: word(26), destination: word(30), ports: word(34), protocol: 6 })
+}
+
+/// Floor: parse, nothing else.
+#[classifier]
+fn floor_parse(ctx: TcContext) -> i32 {
+    match floor_key(&ctx) {
+        // The tuple must be used, or the compiler leaves nothing of it.
+        Some(key) if key.source ^ key.destination ^ key.ports == 0 => FAILED,
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// Floor: parse, one hash lookup that misses.
+#[classifier]
+fn floor_miss(ctx: TcContext) -> i32 {
+    match floor_key(&ctx) {
+        Some(mut key) => {
+            key.protocol = 255;
+            if FLOOR_FLOWS.get_ptr(key).is_some() { FAILED } else { TC_ACT_UNSPEC }
+        }
+        None => TC_ACT_UNSPEC,
+    }
+}
+
+/// Floor: parse, one hash lookup, DNAT with the transport checksum by helper.
+#[classifier]
+fn floor_dnat(ctx: TcContext) -> i32 {
+    floor_rewrite(&ctx).unwrap_or(FAILED)
+}
+
+#[inline(always)]
+fn floor_rewrite(ctx: &TcContext) -> Option<i32> {
+    let key = floor_key(ctx)?;
+    let Some(value) = FLOOR_FLOWS.get_ptr(key) else {
+        let first = FloorValue { address: key.destination ^ 0x0101_0101, port: 0x1f90_u16.to_be(), unused: 0 };
+        FLOOR_FLOWS.insert(key, first, 0).ok()?;
+        return Some(TC_ACT_UNSPEC);
+    };
+    // SAFETY: checked by the lookup.
+    let value = unsafe { *value };
+    let header = packet::<[u16; IPV4_TCP / 2]>(ctx, 0)?.cast::<u16>();
+    let diff = u32::try_from(fold(u64::from(!key.destination) + u64::from(value.address))).ok()?;
+    // SAFETY: within the header checked above.
+    let port = unsafe {
+        let check = header.add(12);
+        check.write_unaligned(checksum::apply(check.read_unaligned(), diff));
+        header.add(15).cast::<u32>().write_unaligned(value.address);
+        let port = header.add(18).read_unaligned();
+        header.add(18).write_unaligned(value.port);
+        port
+    };
+    ctx.l4_csum_replace(50, u64::from(key.destination), u64::from(value.address), 0x10 | 4).ok()?;
+    ctx.l4_csum_replace(50, u64::from(port), u64::from(value.port), 2).ok()?;
+    Some(TC_ACT_UNSPEC)
+}
+
+#[inline(always)]
+const fn fold(sum: u64) -> u64 {
+    (sum & 0xffff_ffff) + (sum >> 32)
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
