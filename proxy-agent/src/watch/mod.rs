@@ -1,3 +1,4 @@
+//! Where the objects come from: the Kubernetes API, or a directory of manifests.
 //!
 //! Both are endless streams of [`Change`](proxy_model::Change), so the rest of the agent cannot tell them apart.
 //! Every kind starts with one `Replace`, and nothing is taken back because a source is out of reach: a source that
@@ -7,8 +8,10 @@
 //! API server would filter for it.
 
 mod kubernetes;
+mod manifests;
 
 pub use kubernetes::{ClientError, client, kubernetes};
+pub use manifests::{ManifestError, manifests};
 
 /// Services with this label, whatever its value, belong to another proxy.
 const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
