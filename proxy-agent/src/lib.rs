@@ -1,3 +1,31 @@
-//! agent
+//! The Sluice node agent: watches services, fills the kernel tables, attaches the programs.
+//!
+//! ```text
+//! watch --Change--> model --writes--> datapath (maps)
+//! devices --------------- attach ---> datapath (links)
+//! ```
+#![deny(unsafe_code)]
 
+pub mod cli;
+pub mod datapath;
+pub mod devices;
+pub mod run;
+pub mod show;
 pub mod watch;
+
+/// An error with everything that caused it, on one line.
+#[must_use]
+pub fn report(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Transparent wrappers repeat the error that they wrap.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,235 @@
+//! Typed maps over pinned BPF maps.
+#![expect(
+    unsafe_code,
+    reason = "the one `Pod` implementation: proxy-common knows no aya, and aya no zerocopy"
+)]
+
+use std::marker::PhantomData;
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use proxy_common::tables::{MapBytes, Table, TableKind};
+use zerocopy::FromZeros as _;
+
+use super::pins::Pins;
+
+/// Bytes on their way into or out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Raw<T>(T);
+
+// SAFETY: `MapBytes` requires zerocopy's `FromBytes` and `IntoBytes`: no padding, and any bytes are a value.
+unsafe impl<T: MapBytes> Pod for Raw<T> {}
+
+/// Why a table could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// There is no such pin.
+    #[error("table {table}: not pinned at {path}; has `sluice run` been started here?")]
+    Absent {
+        /// The table.
+        table: &'static str,
+        /// Where it was looked for.
+        path: String,
+    },
+    /// The pinned map is not the map that this build expects.
+    #[error("table {table}: pinned map has {field} {found}, this build expects {expected}")]
+    Mismatch {
+        /// The table.
+        table: &'static str,
+        /// What differs.
+        field: &'static str,
+        /// As it is.
+        found: String,
+        /// As it should be.
+        expected: String,
+    },
+    /// The map has no room.
+    #[error("table {table}: full ({capacity} entries)")]
+    Full {
+        /// The table.
+        table: &'static str,
+        /// Its capacity.
+        capacity: u32,
+    },
+    /// The kernel said no.
+    #[error("table {table}: {action}")]
+    Kernel {
+        /// The table.
+        table: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: MapError,
+    },
+}
+
+fn kernel<T: Table>(action: &'static str) -> impl FnOnce(MapError) -> TableError {
+    move |source| TableError::Kernel { table: T::NAME, action, source }
+}
+
+/// The errno inside an aya map error.
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(error) => error.io_error.raw_os_error(),
+        MapError::IoError(error) => error.raw_os_error(),
+        _ => None,
+    }
+}
+
+/// Opens a pin after comparing it with what this build expects: adopting a map of another shape would
+/// misread every entry, and the kernel would not object.
+fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
+    let path = pins.map::<T>();
+    let data = MapData::from_pin(&path).map_err(|error| match errno(&error) {
+        Some(nix::libc::ENOENT) => TableError::Absent { table: T::NAME, path: path.display().to_string() },
+        _ => kernel::<T>("cannot open the pin")(error),
+    })?;
+    let info = data.info().map_err(kernel::<T>("cannot read its description"))?;
+    let mismatch = |field, found: String, expected: String| TableError::Mismatch {
+        table: T::NAME,
+        field,
+        found,
+        expected,
+    };
+    let kind = info.map_type().map_err(kernel::<T>("cannot read its type"))?;
+    let expected = match T::KIND {
+        TableKind::Hash => MapType::Hash,
+        TableKind::Array => MapType::Array,
+        TableKind::PerCpuArray => MapType::PerCpuArray,
+    };
+    if kind != expected {
+        return Err(mismatch("type", format!("{kind:?}"), format!("{expected:?}")));
+    }
+    let sizes = [
+        ("key size", info.key_size() as usize, size_of::<T::Key>()),
+        ("value size", info.value_size() as usize, size_of::<T::Value>()),
+        ("capacity", info.max_entries() as usize, T::CAPACITY as usize),
+    ];
+    for (field, found, expected) in sizes {
+        if found != expected {
+            return Err(mismatch(field, found.to_string(), expected.to_string()));
+        }
+    }
+    Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))
+}
+
+/// A hash table, opened by its pin.
+pub struct HashTable<T: Table> {
+    map: HashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
+}
+
+impl<T: Table> HashTable<T> {
+    /// Opens the table's pin.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let map = open::<T>(pins)?;
+        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+    }
+
+    /// The value of a key; `None` if it is absent.
+    pub fn get(&self, key: &T::Key) -> Result<Option<T::Value>, TableError> {
+        match self.map.get(&Raw(*key), 0) {
+            Ok(Raw(value)) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(kernel::<T>("cannot read an entry")(error)),
+        }
+    }
+
+    /// Writes an entry, new or not.
+    pub fn put(&mut self, key: &T::Key, value: &T::Value) -> Result<(), TableError> {
+        self.map.insert(Raw(*key), Raw(*value), 0).map_err(|error| match errno(&error) {
+            Some(nix::libc::E2BIG) => TableError::Full { table: T::NAME, capacity: T::CAPACITY },
+            _ => kernel::<T>("cannot write an entry")(error),
+        })
+    }
+
+    /// Removes an entry, present or not.
+    pub fn delete(&mut self, key: &T::Key) -> Result<(), TableError> {
+        match self.map.remove(&Raw(*key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) if errno(&error) == Some(nix::libc::ENOENT) => Ok(()),
+            Err(error) => Err(kernel::<T>("cannot remove an entry")(error)),
+        }
+    }
+
+    /// All entries, in the kernel's order. Entries that come or go meanwhile may be missed.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
+        self.map.iter().filter_map(|entry| match entry {
+            Ok((Raw(key), Raw(value))) => Some(Ok((key, value))),
+            // Removed between finding the key and reading the value.
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => Some(Err(kernel::<T>("cannot list the entries")(error))),
+        })
+    }
+}
+
+/// An array table, opened by its pin: every index below the capacity exists.
+pub struct ArrayTable<T: Table<Key = u32>> {
+    map: Array<MapData, Raw<T::Value>>,
+}
+
+impl<T: Table<Key = u32>> ArrayTable<T> {
+    /// Opens the table's pin.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let map = open::<T>(pins)?;
+        Ok(Self { map: Array::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+    }
+
+    /// The value at an index; `None` beyond the capacity.
+    pub fn get(&self, index: u32) -> Result<Option<T::Value>, TableError> {
+        match self.map.get(&index, 0) {
+            Ok(Raw(value)) => Ok(Some(value)),
+            Err(MapError::OutOfBounds { .. }) => Ok(None),
+            Err(error) => Err(kernel::<T>("cannot read an entry")(error)),
+        }
+    }
+
+    /// Writes the value at an index.
+    pub fn put(&mut self, index: u32, value: &T::Value) -> Result<(), TableError> {
+        self.map.set(index, Raw(*value), 0).map_err(kernel::<T>("cannot write an entry"))
+    }
+
+    /// All values with their indices.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(u32, T::Value), TableError>> {
+        (0..T::CAPACITY).map(|index| {
+            let value = self.map.get(&index, 0).map_err(kernel::<T>("cannot read an entry"))?;
+            Ok((index, value.0))
+        })
+    }
+}
+
+/// A per-CPU array table, opened by its pin.
+pub struct PerCpuTable<T: Table<Key = u32>> {
+    map: PerCpuArray<MapData, Raw<T::Value>>,
+    table: PhantomData<T>,
+}
+
+impl<T: Table<Key = u32>> PerCpuTable<T> {
+    /// Opens the table's pin.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let map = open::<T>(pins)?;
+        Ok(Self {
+            map: PerCpuArray::try_from(map).map_err(kernel::<T>("cannot use it"))?,
+            table: PhantomData,
+        })
+    }
+
+    /// The values of all CPUs.
+    pub fn get(&self, index: u32) -> Result<Vec<T::Value>, TableError> {
+        let values = self.map.get(&index, 0).map_err(kernel::<T>("cannot read an entry"))?;
+        Ok(values.iter().map(|&Raw(value)| value).collect())
+    }
+
+    /// Sets every CPU's value to zero.
+    pub fn clear(&mut self, index: u32) -> Result<(), TableError> {
+        let failed = |error| kernel::<T>("cannot clear an entry")(MapError::IoError(error));
+        let cpus = nr_cpus().map_err(|(_, error)| failed(error))?;
+        let zeros = vec![Raw(T::Value::new_zeroed()); cpus];
+        let zeros = PerCpuValues::try_from(zeros).map_err(failed)?;
+        self.map.set(index, zeros, 0).map_err(kernel::<T>("cannot clear an entry"))
+    }
+}

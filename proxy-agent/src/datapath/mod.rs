@@ -1,0 +1,21 @@
+//! The kernel side as the agent sees it: programs, maps, links. The only place that names aya.
+
+mod attach;
+mod clock;
+mod load;
+mod log;
+mod map;
+mod pins;
+mod preflight;
+mod sweep;
+mod tables;
+
+pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks};
+pub use clock::ClockError;
+pub use load::{Datapath, LoadError, OBJECT, Program, load};
+pub use log::forward as forward_log;
+pub use map::{ArrayTable, HashTable, PerCpuTable, TableError};
+pub use pins::{PinError, Pins};
+pub use preflight::PreflightError;
+pub use sweep::{Sweep, sweep};
+pub use tables::KernelTables;

@@ -1,0 +1,256 @@
+//! The one loop: changes in, table writes out, programs on every device.
+//!
+//! One task owns the model and the tables, so there are no locks. Whatever woke it, a round ends the same way: plan,
+//! commit, and come back soon if something could not be finished.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt as _};
+use proxy_model::{Change, Model};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    datapath::{
+        self, AttachError, Datapath, KernelTables, LoadError, Pins, Sweep, TableError, attach, detach_others,
+        sweep,
+    },
+    devices::{DeviceError, Devices, Ifindex, Skip, placement},
+};
+
+/// How long to wait before repeating what failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often expired flows are freed.
+const SWEEP: Duration = Duration::from_secs(30);
+/// Changes taken together into one plan, at most.
+const BATCH: usize = 4096;
+
+/// What the agent runs with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of this node.
+    pub node: String,
+    /// Directory of pins.
+    pub bpffs: PathBuf,
+}
+
+/// Why the agent could not start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The datapath could not be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A table could not be used.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// Devices cannot be followed.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    /// Pins cannot be kept.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The source of changes ended, which it never should.
+    #[error("the source of Services and EndpointSlices ended")]
+    SourceEnded,
+}
+
+/// Runs until `stop` completes. The datapath goes on working afterwards: maps and links stay pinned.
+pub async fn run(
+    options: Options,
+    changes: impl Stream<Item = Change> + Unpin,
+    stop: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let mut agent = Agent::start(options)?;
+    let (devices, mut device_events) = Devices::watch()?;
+    agent.place(&devices).await?;
+    let mut changes = changes.ready_chunks(BATCH);
+    let mut sweeps = interval(SWEEP);
+    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweeping = JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        let retry = Instant::now() + RETRY;
+        tokio::select! {
+            () = &mut stop => break,
+            batch = changes.next() => agent.apply(batch.ok_or(RunError::SourceEnded)?),
+            event = device_events.next() => match event {
+                Some(()) => agent.place(&devices).await?,
+                None => return Err(RunError::Devices(DeviceError::Closed)),
+            },
+            _ = sweeps.tick(), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
+            Some(swept) = sweeping.join_next() => agent.finish_sweep(swept),
+            () = sleep_until(retry.into()), if agent.is_unfinished() => {
+                if !agent.unserved.is_empty() {
+                    agent.place(&devices).await?;
+                }
+            }
+        }
+        agent.program();
+    }
+    info!("stopping; the datapath goes on by itself");
+    Ok(())
+}
+
+/// A finished sweep, and the model's time when it began.
+type Swept = Result<(Duration, Sweep), TableError>;
+
+struct Agent {
+    pins: Pins,
+    datapath: Datapath,
+    tables: KernelTables,
+    model: Model,
+    /// Origin of the model's time.
+    started: Instant,
+    /// Devices that carry this process's programs.
+    attached: BTreeSet<Ifindex>,
+    /// Devices that do not, and why.
+    skipped: BTreeMap<Ifindex, Skip>,
+    /// Devices that should, but could not be attached to.
+    unserved: BTreeMap<Ifindex, String>,
+    /// Whether the first full set of objects has been programmed.
+    synced: bool,
+}
+
+impl Agent {
+    fn start(options: Options) -> Result<Self, RunError> {
+        let Options { node, bpffs } = options;
+        let pins = Pins::new(&bpffs);
+        let mut datapath = datapath::load(&pins)?;
+        if let Some(logger) = datapath.take_logger() {
+            tokio::spawn(datapath::forward_log(logger));
+        }
+        let tables = KernelTables::open(&pins)?;
+        let restored = tables.restore()?;
+        info!(
+            node,
+            pins = %pins.root().display(),
+            frontends = restored.frontends.len(),
+            "datapath loaded; frontends found from an earlier run go on serving"
+        );
+        Ok(Self {
+            model: Model::new(&node, restored),
+            pins,
+            datapath,
+            tables,
+            started: Instant::now(),
+            attached: BTreeSet::new(),
+            skipped: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            synced: false,
+        })
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn is_unfinished(&self) -> bool {
+        !self.unserved.is_empty() || self.model.is_unfinished()
+    }
+
+    fn apply(&mut self, batch: Vec<Change>) {
+        for change in batch {
+            for problem in self.model.apply(change) {
+                warn!("{problem}");
+            }
+        }
+    }
+
+    /// Plans and writes. Failures are logged and repeated; what could be written is.
+    fn program(&mut self) {
+        let now = self.now();
+        for problem in self.model.plan(now) {
+            warn!("{problem}");
+        }
+        let before = Instant::now();
+        let failures = self.model.commit(now, &mut self.tables);
+        for failure in &failures {
+            error!("{failure}");
+        }
+        if failures.is_empty() && self.model.is_synced() && !self.synced {
+            self.synced = true;
+            let counts = self.model.counts();
+            info!(
+                service_ports = counts.service_ports,
+                frontends = counts.frontends,
+                backends = counts.backends,
+                took = ?before.elapsed(),
+                "synced"
+            );
+        }
+    }
+
+    /// Brings the programs onto every device where they belong, and off the others.
+    async fn place(&mut self, devices: &Devices) -> Result<(), RunError> {
+        let all = devices.list().await?;
+        let mut wanted = BTreeSet::new();
+        let mut skipped = BTreeMap::new();
+        let mut unserved = BTreeMap::new();
+        for device in &all {
+            let (index, name) = (device.index, &device.name);
+            if let Err(reason) = placement(device, &all) {
+                if self.skipped.get(&index) != Some(&reason) {
+                    info!(device = name, reason = reason.as_str(), "not attached");
+                }
+                skipped.insert(index, reason);
+                continue;
+            }
+            wanted.insert(index);
+            if self.attached.contains(&index) {
+                continue;
+            }
+            match attach(&mut self.datapath, &self.pins, device) {
+                Ok(()) => {
+                    self.attached.insert(index);
+                    info!(device = name, index = index.0, "attached");
+                }
+                Err(error) => {
+                    // Often the device has just vanished; the retry will know.
+                    let error = crate::report(&error);
+                    if self.unserved.get(&index) != Some(&error) {
+                        warn!("{error}; will try again");
+                    }
+                    unserved.insert(index, error);
+                }
+            }
+        }
+        self.skipped = skipped;
+        self.unserved = unserved;
+        self.attached.retain(|index| wanted.contains(index));
+        for gone in detach_others(&self.pins, &wanted)? {
+            info!(index = gone.0, "detached");
+        }
+        Ok(())
+    }
+
+    fn start_sweep(&mut self, sweeping: &mut JoinSet<Swept>) {
+        match self.datapath.now() {
+            Ok(ticks) => {
+                let (pins, started) = (self.pins.clone(), self.now());
+                sweeping.spawn_blocking(move || Ok((started, sweep(&pins, ticks)?)));
+            }
+            Err(error) => warn!(error = %crate::report(&error), "cannot sweep the flow table"),
+        }
+    }
+
+    fn finish_sweep(&mut self, swept: Result<Swept, JoinError>) {
+        match swept {
+            Ok(Ok((started, sweep))) => {
+                debug!(removed = sweep.removed, left = sweep.left, "swept the flow table");
+                self.model.retain_filter(started, |position| {
+                    sweep.in_use.get(&position).copied().unwrap_or_default()
+                });
+            }
+            Ok(Err(error)) => warn!(error = %crate::report(&error), "cannot sweep the flow table"),
+            Err(error) => warn!(%error, "the sweep of the flow table failed"),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `sluice status`: programs, devices, tables, drops.
+
+use std::collections::BTreeMap;
+
+use proxy_common::{
+    backend::BackendFlags,
+    drop::DropReason,
+    flow::Direction,
+    tables::{Backends, Drops, Flows, Frontends, ServiceNames, Table},
+};
+use serde::Serialize;
+
+use super::{Show, ShowError, grid, lines, right};
+use crate::datapath::{ArrayTable, HashTable, PerCpuTable, Pins, Program, TableError, pinned_hooks};
+
+/// What the kernel holds.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Where it is pinned.
+    pub pins: String,
+    /// Devices with a pinned link.
+    pub devices: Vec<DeviceRow>,
+    /// Tables and how full they are.
+    pub tables: Vec<TableRow>,
+    /// Flows by state, client's direction only.
+    pub flows: BTreeMap<&'static str, u64>,
+    /// Dropped packets by reason.
+    pub drops: BTreeMap<&'static str, u64>,
+}
+
+/// A device.
+#[derive(Debug, Serialize)]
+pub struct DeviceRow {
+    /// Its number.
+    pub index: u32,
+    /// Its name; `None` if no such device is in this network namespace.
+    pub name: Option<String>,
+    /// Kernel id of the program at ingress.
+    pub ingress: Option<u32>,
+    /// Kernel id of the program at egress.
+    pub egress: Option<u32>,
+}
+
+/// A table.
+#[derive(Debug, Serialize)]
+pub struct TableRow {
+    /// Its name.
+    pub name: &'static str,
+    /// Entries in use.
+    pub used: u64,
+    /// Entries there can be.
+    pub capacity: u32,
+}
+
+/// Reads it from the kernel.
+pub fn status(pins: &Pins) -> Result<Status, ShowError> {
+    let frontends = count(HashTable::<Frontends>::open(pins)?.entries())?;
+    let mut flows = BTreeMap::new();
+    let mut entries = 0;
+    for entry in HashTable::<Flows>::open(pins)?.entries() {
+        let (_, flow) = entry?;
+        entries += 1;
+        if flow.direction == Direction::ORIGINAL {
+            *flows.entry(flow.state.as_str()).or_default() += 1;
+        }
+    }
+    let mut backends = 0;
+    for entry in ArrayTable::<Backends>::open(pins)?.entries() {
+        backends += u64::from(entry?.1.flags.contains(BackendFlags::LIVE));
+    }
+    let names = count(HashTable::<ServiceNames>::open(pins)?.entries())?;
+    let counts = PerCpuTable::<Drops>::open(pins)?;
+    let mut drops = BTreeMap::new();
+    for reason in DropReason::ALL {
+        drops.insert(reason.as_str(), counts.get(reason as u32)?.iter().sum());
+    }
+    fn row<T: Table>(used: u64) -> TableRow {
+        TableRow { name: T::NAME, used, capacity: T::CAPACITY }
+    }
+    Ok(Status {
+        pins: pins.root().display().to_string(),
+        devices: devices(pins)?,
+        tables: vec![
+            row::<ServiceNames>(names),
+            row::<Frontends>(frontends),
+            row::<Backends>(backends),
+            row::<Flows>(entries),
+        ],
+        flows,
+        drops,
+    })
+}
+
+fn count<T>(mut entries: impl Iterator<Item = Result<T, TableError>>) -> Result<u64, TableError> {
+    entries.try_fold(0, |count, entry| entry.map(|_| count + 1))
+}
+
+fn devices(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
+    let mut rows = BTreeMap::new();
+    for hook in pinned_hooks(pins)? {
+        let index = hook.device.0;
+        let row = rows.entry(index).or_insert_with(|| DeviceRow {
+            index,
+            name: nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok()),
+            ingress: None,
+            egress: None,
+        });
+        match hook.program {
+            Program::Ingress => row.ingress = hook.program_id,
+            Program::Egress => row.egress = hook.program_id,
+            Program::Clock => {}
+        }
+    }
+    Ok(rows.into_values().collect())
+}
+
+impl Show for Status {
+    fn table(&self) -> String {
+        let number = |id: Option<u32>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let mut devices = grid(["DEVICE", "INDEX", "INGRESS PROGRAM", "EGRESS PROGRAM"]);
+        right(&mut devices, [1, 2, 3]);
+        for row in &self.devices {
+            let name = row.name.clone().unwrap_or_else(|| "(not in this namespace)".to_owned());
+            devices.add_row([name, row.index.to_string(), number(row.ingress), number(row.egress)]);
+        }
+        let mut tables = grid(["TABLE", "USED", "CAPACITY"]);
+        right(&mut tables, [1, 2]);
+        for row in &self.tables {
+            tables.add_row([row.name.to_owned(), row.used.to_string(), row.capacity.to_string()]);
+        }
+        let list = |counts: &BTreeMap<&str, u64>| {
+            let some: Vec<_> = counts
+                .iter()
+                .filter(|&(_, &count)| count > 0)
+                .map(|(name, count)| format!("{name} {count}"))
+                .collect();
+            if some.is_empty() { "none".to_owned() } else { some.join(", ") }
+        };
+        format!(
+            "pins   {}\nflows  {}\ndrops  {}\n\n{}\n\n{}",
+            self.pins,
+            list(&self.flows),
+            list(&self.drops),
+            lines(&devices),
+            lines(&tables)
+        )
+    }
+}
