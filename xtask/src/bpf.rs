@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::process::{cargo, run, workspace};
+use crate::process::{cargo, report, run, workspace};
 use crate::setup::{self, TARGET};
 use crate::toolchain::{Kind, Toolchain};
 
@@ -44,15 +44,15 @@ pub(crate) enum Features {
 }
 
 /// Builds everything and says where it is.
-pub(crate) fn build(profile: Profile, features: Features) -> Result<ExitCode> {
+pub(crate) fn build(profile: Profile, features: Features) -> Result<()> {
     let setup = setup::ensure()?;
-    println!("bpf toolchain  {}", setup.toolchain);
+    report(format_args!("bpf toolchain  {}", setup.toolchain));
     for object in programs(&setup.toolchain, features)? {
-        println!("bpf object     {}", relative(&object));
+        report(format_args!("bpf object     {}", relative(&object)));
     }
-    run(cargo().args(["build", "--package", "proxy-agent", "--bin", "sluice"]).args(profile.arguments()))?;
-    println!("agent          target/{}/sluice", profile.directory());
-    Ok(ExitCode::SUCCESS)
+    run(cargo().args(["build", "--bin", "sluice"]).args(profile.arguments()))?;
+    report(format_args!("agent          target/{}/sluice", profile.directory()));
+    Ok(())
 }
 
 /// Builds the kernel programs into `target/bpf/*.o`, the datapath first.
@@ -137,7 +137,8 @@ fn relative(path: &Path) -> std::path::Display<'_> {
     path.strip_prefix(workspace()).unwrap_or(path).display()
 }
 
-const DATAPATH: &str = "sluice-datapath";
+/// The kernel programs that the agent embeds.
+pub(crate) const DATAPATH: &str = "sluice-datapath";
 const BENCH: &str = "sluice-bench";
 
 #[cfg(test)]

@@ -7,26 +7,28 @@
 mod bpf;
 mod install;
 mod process;
+mod run;
 mod setup;
+mod steps;
+mod test;
 mod toolchain;
 mod tools;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use bpf::{Features, Profile};
+use process::report;
+use test::Level;
 
-#[expect(clippy::print_stderr, reason = "where a program says that it failed")]
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run(Cli::parse().command).unwrap_or_else(|error| {
+        report(format_args!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
 }
 
 fn run(command: Command) -> Result<ExitCode> {
@@ -35,7 +37,13 @@ fn run(command: Command) -> Result<ExitCode> {
             println!("{}", setup::ensure()?);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Build(options) => bpf::build(options.profile(), options.features()),
+        Command::Build(options) => {
+            bpf::build(options.profile(), options.features())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Demo { arguments } => match run::demo(&arguments)? {},
+        Command::Test { level, arguments } => test::test(level, &arguments),
+        Command::Bench { what: Bench::Program { arguments } } => match run::bench_program(&arguments)? {},
     }
 }
 
@@ -55,6 +63,34 @@ enum Command {
     Setup,
     /// Build the kernel programs (target/bpf/*.o) and the agent that embeds them
     Build(BuildOptions),
+    /// Show service traffic being translated, on this machine (as root)
+    Demo {
+        /// Passed to the demo
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run the tests of one level, or of all
+    Test {
+        level: Option<Level>,
+        /// Passed to the test harness: a filter, --nocapture, ...
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// What a packet costs in the kernel programs
+    Program {
+        /// Passed to the benchmark: --json, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,29 @@ pub(crate) fn cargo() -> Command {
     }
     command.current_dir(workspace());
     command
+}
+
+/// Says what is going on. On stderr as cargo does: stdout belongs to what the command was asked for.
+#[expect(clippy::print_stderr, reason = "progress")]
+pub(crate) fn report(line: fmt::Arguments<'_>) {
+    eprintln!("{line}");
+}
+
+/// Whether this process may change the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Privilege {
+    Root,
+    User,
+}
+
+impl Privilege {
+    /// What this process has.
+    pub(crate) fn ours() -> Self {
+        match query(Command::new("id").arg("-u")) {
+            Some(id) if id == "0" => Self::Root,
+            _ => Self::User,
+        }
+    }
 }
 
 /// Runs a command in the foreground; its failure is an error that names it.
@@ -80,15 +104,13 @@ impl Log {
         let mut file = self.file()?.try_clone()?;
         writeln!(file, "$ {}", describe(command))?;
         let start = file.stream_position()?;
-        print!("installing     {what} ... ");
-        std::io::stdout().flush()?;
+        report(format_args!("installing     {what}"));
         let (out, err) = (file.try_clone()?, file.try_clone()?);
         let ended = status(command.stdin(Stdio::null()).stdout(out).stderr(err));
         if matches!(&ended, Ok(status) if status.success()) {
-            println!("{:.0} s", begun.elapsed().as_secs_f32());
+            report(format_args!("               took {:.0} s", begun.elapsed().as_secs_f32()));
             return Ok(());
         }
-        println!("failed");
         let ended = ended.map_or_else(|error| format!("{error:#}"), |status| status.to_string());
         file.seek(SeekFrom::Start(start))?;
         let output = std::io::read_to_string(file)?;

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::install::{self, linker_directory};
-use crate::process::{Log, find_in_path, query, workspace};
+use crate::process::{Log, Privilege, find_in_path, query, report, workspace};
 use crate::toolchain::{Choice, Kind, Linker, Packages, Parts, Rustc, Rustup, Toolchain, choose, list};
 use crate::tools::{self, Tools};
 
@@ -43,7 +43,7 @@ fn ensure_toolchain(packages: Packages, log: &mut Log) -> Result<(Toolchain, Str
     match choose(&distribution()?, &nightly()?, Kind::from_environment()?, packages, rustup)? {
         Choice::Use(toolchain, reason) => Ok((toolchain, reason)),
         Choice::Install(kind, pieces, reason) => {
-            println!("bpf toolchain  {kind} lacks {}", list(&pieces));
+            report(format_args!("bpf toolchain  {kind} lacks {}", list(&pieces)));
             let parts = match kind {
                 Kind::Distribution => {
                     install::distribution(&pieces, packages, log)?;
@@ -120,11 +120,10 @@ fn linker(path: PathBuf) -> Option<Linker> {
 }
 
 fn packages() -> Packages {
-    let root = query(Command::new("id").arg("-u")).is_some_and(|id| id == "0");
-    match (find_in_path("apt-get"), root) {
+    match (find_in_path("apt-get"), Privilege::ours()) {
         (None, _) => Packages::None,
-        (Some(_), true) => Packages::Installable,
-        (Some(_), false) => Packages::NeedRoot,
+        (Some(_), Privilege::Root) => Packages::Installable,
+        (Some(_), Privilege::User) => Packages::NeedRoot,
     }
 }
 
