@@ -1,6 +1,6 @@
 //! What can be wrong, each naming the object it is about.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use proxy_common::frontend::FrontendKey;
 
@@ -40,61 +40,47 @@ pub struct ObjectError {
     pub reason: &'static str,
 }
 
-/// A service port that could not be planned. It keeps what it had, and is tried again when there is room.
+/// A service port that could not be planned as its Service says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// Another Service uses the same address, port and protocol (SVC-15).
-    #[error("{port}: {}:{} belongs to {owner}", .frontend.address, .frontend.port)]
+#[error("{port}: {reason}")]
+pub struct PlanError {
+    /// The service port.
+    pub port: ServicePortName,
+    /// Why.
+    pub reason: Misfit,
+}
+
+/// Why a service port could not be planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// Another Service uses the same address, port and protocol (SVC-15). The service port does without it until the
+    /// other gives it up.
+    #[error("{} belongs to {owner}", SocketAddr::new(.frontend.address.to_ip(), .frontend.port.to_host()))]
     FrontendTaken {
-        /// The service port that does without.
-        port: ServicePortName,
         /// What both want.
         frontend: FrontendKey,
         /// The service port that has it.
         owner: ServicePortName,
     },
-    /// Every service id is taken.
-    #[error("{port}: no service id is free")]
-    NoServiceId {
-        /// The service port.
-        port: ServicePortName,
-    },
+    /// Every service id is taken. This and the following leave the service port as it was, and it is tried again as
+    /// soon as something becomes free.
+    #[error("no service id is free")]
+    NoServiceId,
     /// Fewer backend ids are free than needed.
-    #[error("{port}: no room for {wanted} more backends")]
+    #[error("no room for {wanted} more backends")]
     NoBackendId {
-        /// The service port.
-        port: ServicePortName,
         /// How many were needed.
         wanted: usize,
     },
     /// No run of slots is long enough.
-    #[error("{port}: no room for a run of {wanted} slots")]
+    #[error("no room for a run of {wanted} slots")]
     NoSlots {
-        /// The service port.
-        port: ServicePortName,
         /// Length of the run.
         wanted: u32,
     },
     /// The name does not fit into the service name table.
-    #[error("{port}: the name is too long")]
-    NameTooLong {
-        /// The service port.
-        port: ServicePortName,
-    },
-}
-
-impl PlanError {
-    /// The service port that could not be planned.
-    #[must_use]
-    pub const fn port(&self) -> &ServicePortName {
-        match self {
-            Self::FrontendTaken { port, .. }
-            | Self::NoServiceId { port }
-            | Self::NoBackendId { port, .. }
-            | Self::NoSlots { port, .. }
-            | Self::NameTooLong { port } => port,
-        }
-    }
+    #[error("the name is too long")]
+    NameTooLong,
 }
 
 /// A write that failed. It stays pending, and nothing that depends on it was written.
@@ -107,4 +93,37 @@ pub struct CommitError<E: std::error::Error + 'static> {
     pub port: Option<ServicePortName>,
     /// What the table said.
     pub source: E,
+}
+
+/// Collects what is wrong with one object while it is parsed.
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
+    kind: Kind,
+    object: &'a ObjectName,
+    errors: Vec<ObjectError>,
+}
+
+impl<'a> Report<'a> {
+    pub(crate) const fn new(kind: Kind, object: &'a ObjectName) -> Self {
+        Self { kind, object, errors: Vec::new() }
+    }
+
+    /// Complains about a field that holds text.
+    pub(crate) fn text(&mut self, field: impl Into<String>, value: &str, reason: &'static str) {
+        self.push(field.into(), format!("{value:?}"), reason);
+    }
+
+    /// Complains about a field that holds a number.
+    pub(crate) fn number(&mut self, field: impl Into<String>, value: i32, reason: &'static str) {
+        self.push(field.into(), value.to_string(), reason);
+    }
+
+    pub(crate) fn finish(self) -> Vec<ObjectError> {
+        self.errors
+    }
+
+    fn push(&mut self, field: String, value: String, reason: &'static str) {
+        let Self { kind, object, errors } = self;
+        errors.push(ObjectError { kind: *kind, object: object.clone(), field, value, reason });
+    }
 }

@@ -7,15 +7,26 @@
 //! This crate does no I/O, knows no clock and no runtime: what goes in and out is in the signatures of [`Model`].
 #![forbid(unsafe_code)]
 
+mod address;
 mod change;
+mod claims;
+mod delta;
+mod endpoint;
 mod error;
+mod filter;
+mod ids;
 mod io;
 mod model;
 mod name;
+mod programmed;
 mod restore;
+mod select;
+mod service;
+mod state;
+mod tables;
 
 pub use change::{Change, Event, ObjectName};
-pub use error::{CommitError, Kind, ObjectError, PlanError};
+pub use error::{CommitError, Kind, Misfit, ObjectError, PlanError};
 pub use io::{HashTableIo, Io, TableIo, TablesIo};
 pub use model::{Counts, Model, Problem};
 pub use name::{Family, ParseNameError, ServicePortName, Transport};

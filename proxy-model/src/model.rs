@@ -1,14 +1,29 @@
 //! The whole way from objects to tables, behind one type.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    time::Duration,
+};
 
-use proxy_common::filter::{AddressRoles, FilterPosition};
+use proxy_common::{
+    filter::{AddressRoles, FilterPosition},
+    frontend::FrontendKey,
+    tables::{AddressFilter, Table},
+};
 
 use crate::{
-    change::Change,
-    error::{CommitError, ObjectError, PlanError},
-    io::TablesIo,
-    restore::Restored,
+    change::{Change, ObjectName},
+    claims::{Claims, of_service},
+    error::{CommitError, Misfit, ObjectError, PlanError},
+    io::{TableIo, TablesIo},
+    name::ServicePortName,
+    programmed::{Counters, Programmed, Progress},
+    restore::{Adopted, Leftovers, Restored, adopt},
+    select::{Chosen, choose},
+    service::ServicePort,
+    state::State,
+    tables::{Failure, Tables},
 };
 
 /// Owns the parsed objects, the ids, and the picture of the kernel's tables.
@@ -16,7 +31,30 @@ use crate::{
 /// One task owns it and goes round: [`Model::apply`] changes, [`Model::plan`], [`Model::commit`]. All three do
 /// work in proportion to what changed. Times are monotonic, from any origin, and never go back.
 #[derive(Debug)]
-pub struct Model {}
+pub struct Model {
+    state: State,
+    tables: Tables,
+    claims: Claims,
+    programmed: BTreeMap<ServicePortName, Programmed>,
+    /// Service ports whose tables may differ from what was planned.
+    pending: BTreeSet<ServicePortName>,
+    /// What is wrong with service ports at present.
+    problems: BTreeMap<ServicePortName, Vec<Misfit>>,
+    /// Services with a port that did not fit; tried again when something becomes free.
+    unfit: BTreeSet<ObjectName>,
+    /// What an earlier run of the agent left and nobody claimed.
+    leftovers: Leftovers,
+    stage: Stage,
+}
+
+/// Whether the tables have been planned as a whole yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not all objects have been listed; nothing may be written.
+    Waiting,
+    /// From now on, only changes matter.
+    Running,
+}
 
 /// How much is programmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +63,7 @@ pub struct Counts {
     pub service_ports: usize,
     /// Frontends in the kernel.
     pub frontends: usize,
-    /// Backends in use by service ports.
+    /// Backends that service ports should have.
     pub backends: usize,
 }
 
@@ -44,59 +82,254 @@ impl Model {
     /// A model for the node called `node_name`, which goes on from what the kernel has.
     #[must_use]
     pub fn new(node_name: &str, restored: Restored) -> Self {
-        drop((node_name, restored));
-        Self {}
+        let Adopted { tables, programmed, leftovers } = adopt(restored);
+        Self {
+            state: State::new(node_name),
+            tables,
+            claims: Claims::default(),
+            programmed,
+            pending: BTreeSet::new(),
+            problems: BTreeMap::new(),
+            unfit: BTreeSet::new(),
+            leftovers,
+            stage: Stage::Waiting,
+        }
     }
 
-    /// Takes note of a change. Returns what is newly wrong with the object.
+    /// Takes note of a change. Returns what is newly wrong with the objects.
     pub fn apply(&mut self, change: Change) -> Vec<ObjectError> {
-        drop(change);
-        Vec::new()
+        self.state.apply(change)
     }
 
     /// Whether the Services and the EndpointSlices have been listed once (SYNC-01). Before that, plans are empty and
     /// commits write nothing.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        false
+        self.state.is_synced()
     }
 
     /// Works out what the tables should contain. Returns what is newly wrong with service ports.
-    pub fn plan(&mut self, _now: Duration) -> Vec<PlanError> {
-        Vec::new()
+    pub fn plan(&mut self, now: Duration) -> Vec<PlanError> {
+        if !self.is_synced() {
+            return Vec::new();
+        }
+        let mut dirty = self.state.take_dirty();
+        if self.tables.settle(now) {
+            dirty.append(&mut self.unfit);
+        }
+        let mut news = Vec::new();
+        if self.stage == Stage::Waiting {
+            dirty.extend(self.programmed.keys().map(|port| port.service.clone()));
+        }
+        while let Some(service) = dirty.pop_first() {
+            self.plan_service(&service, now, &mut dirty, &mut news);
+        }
+        if self.stage == Stage::Waiting {
+            self.leftovers.collect(&mut self.tables, &self.programmed, now);
+            self.stage = Stage::Running;
+        }
+        news
     }
 
     /// Writes what differs, in an order in which every packet finds complete services at every moment. A failed
     /// write holds back its own service port alone, and is repeated by the next commit.
     #[must_use = "failed writes must be retried"]
-    pub fn commit<I: TablesIo>(&mut self, _now: Duration, _io: &mut I) -> Vec<CommitError<I::Error>> {
-        Vec::new()
+    pub fn commit<I: TablesIo>(&mut self, now: Duration, io: &mut I) -> Vec<CommitError<I::Error>> {
+        let mut errors = Vec::new();
+        if self.stage == Stage::Waiting {
+            return errors;
+        }
+        let Self { tables, programmed, pending, leftovers, .. } = self;
+        let mut installed = Vec::new();
+        for port in mem::take(pending) {
+            let Some(entry) = programmed.get_mut(&port) else {
+                continue;
+            };
+            match entry.install(now, tables, io) {
+                Ok(()) => installed.push(port),
+                Err(failure) => {
+                    errors.push(failure.of(Some(&port)));
+                    pending.insert(port);
+                }
+            }
+        }
+        errors.extend(leftovers.delete_frontends(now, tables, io).map_err(|failure| failure.of(None)).err());
+        let failed = !errors.is_empty();
+        for port in installed {
+            let Some(entry) = programmed.get_mut(&port) else {
+                continue;
+            };
+            match entry.retire(now, tables, io) {
+                Ok(Progress::Settled) if entry.is_unwanted() => {
+                    programmed.remove(&port);
+                }
+                Ok(Progress::Settled) => {}
+                Ok(Progress::Waiting) => {
+                    pending.insert(port);
+                }
+                Err(failure) => {
+                    errors.push(failure.of(Some(&port)));
+                    pending.insert(port);
+                }
+            }
+        }
+        // A frontend that could not be replaced may still lead to any leftover backend.
+        if !failed {
+            errors.extend(leftovers.retire(now, tables, io).map_err(|failure| failure.of(None)).err());
+        }
+        for (number, line) in tables.filter.all_pending() {
+            match TableIo::<AddressFilter>::put(io, &number, &line) {
+                Ok(()) => tables.filter.confirm(number),
+                Err(source) => errors.push(Failure::new(AddressFilter::NAME, source).of(None)),
+            }
+        }
+        errors
     }
 
     /// Whether anything waits: for [`Model::plan`], for a write to be repeated, or for room in a table. The agent calls
     /// plan and commit again after a moment even if no change comes.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
-        false
+        self.is_synced()
+            && (self.state.is_dirty()
+                || self.stage == Stage::Waiting
+                || !self.pending.is_empty()
+                || !self.unfit.is_empty()
+                || !self.leftovers.is_empty()
+                || self.tables.filter.is_pending())
     }
 
     /// Forgets filter bits that neither a table nor a flow needs; the next commit clears them. `in_use` tells the
-    /// roles needed at a position by flows that were read at or after `sweep_started`.
+    /// roles needed at a position by flows that were read at or after `sweep_started`: the frontend role for the
+    /// VIPs and the backend role for the backends of all flows, whether their services still exist or not.
     pub fn retain_filter(
         &mut self,
-        _sweep_started: Duration,
-        _in_use: impl Fn(FilterPosition) -> AddressRoles,
+        sweep_started: Duration,
+        in_use: impl Fn(FilterPosition) -> AddressRoles,
     ) {
+        // Before the first plan, nobody has claimed what was restored.
+        if self.stage == Stage::Running {
+            self.tables.filter.retain(sweep_started, in_use);
+        }
     }
 
     /// How much is programmed.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        Counts::default()
+        Counts {
+            service_ports: self.programmed.len(),
+            frontends: self.tables.frontends.len(),
+            backends: self.programmed.values().map(|entry| entry.live.len()).sum(),
+        }
     }
 
     /// Everything that is wrong at present.
     pub fn problems(&self) -> impl Iterator<Item = Problem> {
-        std::iter::empty()
+        let objects = self.state.problems().cloned().map(Problem::Object);
+        let ports = self.problems.iter().flat_map(|(port, reasons)| {
+            reasons.iter().map(|reason| PlanError { port: port.clone(), reason: reason.clone() })
+        });
+        objects.chain(ports.map(Problem::Plan))
+    }
+
+    /// Plans all ports of a Service. Services that lose or gain a frontend by it become dirty.
+    fn plan_service(
+        &mut self,
+        service: &ObjectName,
+        now: Duration,
+        dirty: &mut BTreeSet<ObjectName>,
+        news: &mut Vec<PlanError>,
+    ) {
+        let parsed = self.state.service(service).cloned();
+        let wanted: BTreeMap<&ServicePortName, &ServicePort> =
+            parsed.iter().flat_map(|service| &service.ports).map(|port| (&port.name, port)).collect();
+        let created = parsed.as_ref().and_then(|service| service.created.as_ref());
+        let known = of_service(&self.programmed, service).map(|(port, _)| port);
+        let ports: BTreeSet<ServicePortName> =
+            known.chain(self.claims.ports(service)).chain(wanted.keys().copied()).cloned().collect();
+        // All claims of the Service first: its ports may swap frontends among themselves.
+        for port in &ports {
+            let keys = wanted.get(port).map(|wanted| wanted.frontends()).unwrap_or_default();
+            let affected = self.claims.set(port, created, &keys);
+            dirty.extend(affected.into_iter().map(|other| other.service).filter(|other| other != service));
+        }
+        self.unfit.remove(service);
+        for port in ports {
+            let (keys, chosen, mut problems) = match wanted.get(&port) {
+                Some(wanted) => self.entitled(wanted),
+                None => (Vec::new(), Chosen::new(), Vec::new()),
+            };
+            if let Err(misfit) = self.plan_port(&port, &keys, &chosen, now) {
+                problems.push(misfit);
+                self.unfit.insert(service.clone());
+                if !self.programmed.contains_key(&port) {
+                    let affected = self.claims.set(&port, created, &[]);
+                    dirty.extend(affected.into_iter().map(|other| other.service));
+                }
+            }
+            self.note(port, problems, news);
+        }
+    }
+
+    /// What a service port may have: the frontends that it won, and backends if it won any.
+    fn entitled(&self, wanted: &ServicePort) -> (Vec<FrontendKey>, Chosen, Vec<Misfit>) {
+        let port = &wanted.name;
+        let mut keys = Vec::new();
+        let mut problems = Vec::new();
+        for key in wanted.frontends() {
+            match self.claims.holder(&key) {
+                Some(owner) if owner != port => {
+                    problems.push(Misfit::FrontendTaken { frontend: key, owner: owner.clone() });
+                }
+                _ => keys.push(key),
+            }
+        }
+        let chosen =
+            if keys.is_empty() { Chosen::new() } else { choose(port, self.state.slices(&port.service)) };
+        (keys, chosen, problems)
+    }
+
+    fn plan_port(
+        &mut self,
+        port: &ServicePortName,
+        keys: &[FrontendKey],
+        chosen: &Chosen,
+        now: Duration,
+    ) -> Result<(), Misfit> {
+        let Self { programmed, tables, claims, pending, .. } = self;
+        if let Some(entry) = programmed.get_mut(port) {
+            entry.aim(keys, chosen, tables)?;
+            for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
+                tables.unwant_frontend(key, now);
+            }
+        } else if !keys.is_empty() {
+            let row = port.to_row().ok_or(Misfit::NameTooLong)?;
+            let ids = tables.service_ids.take(1).unwrap_or_default();
+            let &[id] = &ids[..] else {
+                return Err(Misfit::NoServiceId);
+            };
+            let mut entry = Programmed::new(id, Counters::Stale);
+            if let Err(error) = entry.aim(keys, chosen, tables) {
+                tables.service_ids.put_back(id);
+                return Err(error);
+            }
+            tables.names.want(id, row);
+            programmed.insert(port.clone(), entry);
+        } else {
+            return Ok(());
+        }
+        pending.insert(port.clone());
+        Ok(())
+    }
+
+    /// Replaces what is known to be wrong with a service port.
+    fn note(&mut self, port: ServicePortName, problems: Vec<Misfit>, news: &mut Vec<PlanError>) {
+        let before = self.problems.remove(&port).unwrap_or_default();
+        for reason in problems.iter().filter(|reason| !before.contains(reason)) {
+            news.push(PlanError { port: port.clone(), reason: reason.clone() });
+        }
+        if !problems.is_empty() {
+            self.problems.insert(port, problems);
+        }
     }
 }

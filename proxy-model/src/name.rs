@@ -88,6 +88,12 @@ pub struct ServicePortName {
 }
 
 impl ServicePortName {
+    /// The name that sorts before all others of the Service.
+    pub(crate) fn first_of(service: &ObjectName) -> Self {
+        let service = service.clone();
+        Self { service, port: String::new(), transport: Transport::Tcp, family: Family::Ipv4 }
+    }
+
     /// As the value of the service name table, padded with zeros; `None` if it does not fit.
     #[must_use]
     pub fn to_row(&self) -> Option<<ServiceNames as Table>::Value> {

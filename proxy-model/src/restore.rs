@@ -1,10 +1,28 @@
 //! What an earlier run of the agent left in the pinned tables.
 
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
+    net::IpAddr,
+    time::Duration,
+};
+
 use proxy_common::{
-    backend::{Backend, BackendId},
-    filter::FilterLine,
+    backend::{Backend, BackendFlags, BackendId},
+    filter::{AddressRoles, FilterLine},
     frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{ServiceNames, Table},
+    tables::{AddressFilter, Backends, ServiceNames, Slots, Table},
+    tuple::Endpoint,
+};
+
+use crate::{
+    address::BackendAddress,
+    delta::Delta,
+    filter::Filter,
+    ids::{Ids, Run, Space},
+    io::TablesIo,
+    name::ServicePortName,
+    programmed::{Counters, Programmed},
+    tables::{Failure, Tables, delete},
 };
 
 /// The contents of the pinned tables, as the agent read them. Empty on first start.
@@ -22,4 +40,211 @@ pub struct Restored {
     pub names: Vec<(ServiceId, <ServiceNames as Table>::Value)>,
     /// At least the filter lines that are not entirely zero.
     pub filter: Vec<(u32, FilterLine)>,
+}
+
+/// What was restored, sorted into what makes sense and what does not.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    pub(crate) tables: Tables,
+    pub(crate) programmed: BTreeMap<ServicePortName, Programmed>,
+    pub(crate) leftovers: Leftovers,
+}
+
+/// What belongs to no service port.
+#[derive(Debug, Default)]
+pub(crate) struct Leftovers {
+    frontends: Vec<FrontendKey>,
+    backends: BTreeMap<BackendId, Endpoint>,
+    runs: Vec<Run>,
+    names: Vec<ServiceId>,
+}
+
+/// Goes on from what was restored: the same names get the same ids, their live backends keep theirs, and frontends
+/// that lead to a complete run of them keep the run.
+pub(crate) fn adopt(restored: Restored) -> Adopted {
+    let Restored { mut frontends, slots, backends, names, filter } = restored;
+    // In an order of their own, so that of two rows that exclude each other the same one wins every time.
+    frontends.sort_by_key(|(key, _)| order(key));
+    let tables = Tables {
+        backends: Delta::restored(within(
+            backends.into_iter().map(|(id, row)| (id.0, row)),
+            Backends::CAPACITY,
+        )),
+        slots: Delta::restored(within(slots.into_iter(), Slots::CAPACITY)),
+        frontends: Delta::restored(frontends.iter().copied()),
+        names: Delta::restored(names.iter().copied()),
+        filter: Filter::restored(within(filter.into_iter(), AddressFilter::CAPACITY).collect()),
+        service_ids: Ids::new(ServiceNames::CAPACITY),
+        backend_ids: Ids::new(Backends::CAPACITY),
+        slot_space: Space::new(Slots::CAPACITY),
+    };
+    let mut adopted = Adopted { tables, programmed: BTreeMap::new(), leftovers: Leftovers::default() };
+    let ports = adopted.adopt_names(names);
+    adopted.adopt_backends(&ports);
+    for (key, row) in frontends {
+        adopted.adopt_frontend(key, row, &ports);
+    }
+    adopted
+}
+
+/// The rows whose index exists.
+fn within<V>(rows: impl Iterator<Item = (u32, V)>, capacity: u32) -> impl Iterator<Item = (u32, V)> {
+    rows.filter(move |(index, _)| *index < capacity)
+}
+
+/// An order for keys that have none by nature.
+fn order(key: &FrontendKey) -> (IpAddr, u16, u8) {
+    (key.address.to_ip(), key.port.to_host(), key.protocol.0)
+}
+
+type Ports = HashMap<ServiceId, ServicePortName>;
+
+impl Adopted {
+    fn adopt_names(&mut self, mut names: Vec<(ServiceId, <ServiceNames as Table>::Value)>) -> Ports {
+        names.sort_unstable_by_key(|(id, _)| *id);
+        let mut ports = Ports::new();
+        for (id, row) in names {
+            let Some(port) = ServicePortName::from_row(&row) else {
+                continue;
+            };
+            if let Entry::Vacant(entry) = self.programmed.entry(port)
+                && self.tables.service_ids.claim(id).is_some()
+            {
+                ports.insert(id, entry.key().clone());
+                entry.insert(Programmed::new(id, Counters::Valid));
+            }
+        }
+        ports
+    }
+
+    fn adopt_backends(&mut self, ports: &Ports) {
+        let Self { tables, programmed, leftovers } = self;
+        let live = tables.backends.entries().filter(|(_, row)| row.flags.contains(BackendFlags::LIVE));
+        let mut live: Vec<(BackendId, Backend)> = live.map(|(&id, &row)| (BackendId(id), row)).collect();
+        live.sort_unstable_by_key(|(id, _)| *id);
+        for (id, row) in live {
+            if tables.backend_ids.claim(id).is_none() {
+                continue;
+            }
+            tables.filter.hold(row.address, AddressRoles::BACKEND);
+            let owner = ports.get(&row.service).and_then(|port| programmed.get_mut(port));
+            match (owner, BackendAddress::from_end(row.end())) {
+                (Some(owner), Some(address)) if !owner.live.contains_key(&address) => {
+                    owner.live.insert(address, id);
+                }
+                _ => {
+                    leftovers.backends.insert(id, row.end());
+                }
+            }
+        }
+    }
+
+    fn adopt_frontend(&mut self, key: FrontendKey, row: Frontend, ports: &Ports) {
+        let Self { tables, programmed, leftovers } = self;
+        tables.filter.hold(key.address, AddressRoles::FRONTEND);
+        let mut owner = ports.get(&row.service).and_then(|port| programmed.get_mut(port));
+        if let Some(owner) = &mut owner {
+            owner.keys.push(key);
+        }
+        let run =
+            if row.slot_count == 0 { Run::EMPTY } else { Run { base: row.slot_base, len: row.slot_count } };
+        if owner.as_ref().is_some_and(|owner| owner.run == Some(run)) {
+            return;
+        }
+        let Some(leads_to) = coherent(run, tables) else {
+            return;
+        };
+        if tables.slot_space.claim(run).is_none() {
+            return;
+        }
+        match owner {
+            Some(owner) if owner.run.is_none() && leads_to.iter().all(|&service| service == owner.id) => {
+                owner.run = Some(run);
+            }
+            // Not to be overwritten before the frontend leads elsewhere.
+            Some(owner) => owner.old_runs.push(run),
+            None => leftovers.runs.push(run),
+        }
+    }
+}
+
+/// The services of the backends in a run; `None` unless they are different backends, all alive.
+fn coherent(run: Run, tables: &Tables) -> Option<HashSet<ServiceId>> {
+    let mut seen = HashSet::new();
+    let mut services = HashSet::new();
+    for id in tables.contents(run) {
+        let id = id?;
+        let row = tables.backends.actual(&id.0)?;
+        if !row.flags.contains(BackendFlags::LIVE) || !seen.insert(id) {
+            return None;
+        }
+        services.insert(row.service);
+    }
+    Some(services)
+}
+
+impl Leftovers {
+    /// Finds the rows that no service port wants, now that all have been planned.
+    pub(crate) fn collect(
+        &mut self,
+        tables: &mut Tables,
+        programmed: &BTreeMap<ServicePortName, Programmed>,
+        now: Duration,
+    ) {
+        let known: HashSet<&FrontendKey> =
+            programmed.values().flat_map(|entry| entry.keys.iter().chain(&entry.dropped)).collect();
+        self.frontends =
+            tables.frontends.entries().map(|(key, _)| *key).filter(|key| !known.contains(key)).collect();
+        self.frontends.sort_by_key(order);
+        for &key in &self.frontends {
+            tables.unwant_frontend(key, now);
+        }
+        let known: HashSet<ServiceId> = programmed.values().map(|entry| entry.id).collect();
+        self.names = tables.names.entries().map(|(id, _)| *id).filter(|id| !known.contains(id)).collect();
+        self.names.sort_unstable();
+        for &id in &self.names {
+            tables.names.unwant(id);
+        }
+    }
+
+    /// Whether nothing is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { frontends, backends, runs, names } = self;
+        frontends.is_empty() && backends.is_empty() && runs.is_empty() && names.is_empty()
+    }
+
+    /// Deletes the frontends.
+    pub(crate) fn delete_frontends<I: TablesIo>(
+        &mut self,
+        now: Duration,
+        tables: &mut Tables,
+        io: &mut I,
+    ) -> Result<(), Failure<I::Error>> {
+        while let Some(&key) = self.frontends.last() {
+            tables.delete_frontend(key, now, io)?;
+            self.frontends.pop();
+        }
+        Ok(())
+    }
+
+    /// Lets go of the rest, once no frontend can lead to it.
+    pub(crate) fn retire<I: TablesIo>(
+        &mut self,
+        now: Duration,
+        tables: &mut Tables,
+        io: &mut I,
+    ) -> Result<(), Failure<I::Error>> {
+        while let Some((&id, &end)) = self.backends.first_key_value() {
+            tables.retire_backend(id, end, now, io)?;
+            self.backends.remove(&id);
+        }
+        for run in self.runs.drain(..) {
+            tables.slot_space.release(run, now);
+        }
+        while let Some(&id) = self.names.last() {
+            delete(&mut tables.names, id, io)?;
+            self.names.pop();
+        }
+        Ok(())
+    }
 }

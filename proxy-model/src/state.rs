@@ -1,0 +1,230 @@
+//! The parsed objects, and which Services are affected by what happened to them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    mem,
+};
+
+use k8s_openapi::{
+    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+
+use crate::{
+    change::{Change, Event, ObjectName},
+    endpoint::{self, Slice},
+    error::{Kind, ObjectError, Report},
+    service::{self, ServicePort},
+};
+
+/// All objects as far as they matter. Whatever order they arrive in, the same objects give the same state (SVC-12).
+#[derive(Debug)]
+pub(crate) struct State {
+    node_name: String,
+    /// Services that have service ports.
+    services: BTreeMap<ObjectName, ParsedService>,
+    /// Slices by their Service and name, known or not.
+    slices: BTreeMap<ObjectName, BTreeMap<String, Slice>>,
+    /// The Service that each slice was last seen under, so that it leaves there when it moves (EPS-15).
+    owners: HashMap<ObjectName, ObjectName>,
+    problems: BTreeMap<(Kind, ObjectName), Vec<ObjectError>>,
+    /// Services whose ports or slices changed since [`State::take_dirty`].
+    dirty: BTreeSet<ObjectName>,
+    listed: BTreeSet<Kind>,
+}
+
+/// A Service that has service ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ParsedService {
+    /// When it was created: of two that claim the same address, the older has it. Never changes while it lives.
+    pub(crate) created: Option<Time>,
+    /// Its service ports.
+    pub(crate) ports: Vec<ServicePort>,
+}
+
+/// A kind of object that the state is made of.
+trait Object {
+    const KIND: Kind;
+    fn metadata(&self) -> &ObjectMeta;
+    /// Takes in the parsed form.
+    fn store(&self, name: &ObjectName, state: &mut State, report: &mut Report<'_>);
+    fn remove(name: &ObjectName, state: &mut State);
+    /// The objects that left a trace in the state.
+    fn names(state: &State) -> Vec<ObjectName>;
+}
+
+impl State {
+    pub(crate) fn new(node_name: &str) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            owners: HashMap::new(),
+            problems: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            listed: BTreeSet::new(),
+        }
+    }
+
+    /// Takes note of a change. Returns what is newly wrong with the objects.
+    pub(crate) fn apply(&mut self, change: Change) -> Vec<ObjectError> {
+        match change {
+            Change::Service(event) => self.take_in(event),
+            Change::EndpointSlice(event) => self.take_in(event),
+            // Of interest for topology hints and addresses of the node, neither of which is balanced yet.
+            Change::Node(_) => Vec::new(),
+        }
+    }
+
+    /// Whether both kinds have been listed (SYNC-01).
+    pub(crate) fn is_synced(&self) -> bool {
+        [Kind::Service, Kind::EndpointSlice].iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// Whether a Service is affected by changes since [`State::take_dirty`].
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// The Services that are affected by changes since the last call.
+    pub(crate) fn take_dirty(&mut self) -> BTreeSet<ObjectName> {
+        mem::take(&mut self.dirty)
+    }
+
+    /// A Service by its name.
+    pub(crate) fn service(&self, name: &ObjectName) -> Option<&ParsedService> {
+        self.services.get(name)
+    }
+
+    /// The slices of a Service, in the order of their names.
+    pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// What is wrong with the present objects.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &ObjectError> {
+        self.problems.values().flatten()
+    }
+
+    fn take_in<K: Object>(&mut self, event: Event<K>) -> Vec<ObjectError> {
+        match event {
+            Event::Apply(object) => self.store(&object),
+            Event::Delete(name) => {
+                self.forget::<K>(&name);
+                Vec::new()
+            }
+            Event::Replace(objects) => {
+                self.listed.insert(K::KIND);
+                let listed: HashSet<ObjectName> = objects.iter().map(|o| object_name(o.metadata())).collect();
+                let known = K::names(self).into_iter();
+                let troubled = self.problems.keys().filter(|key| key.0 == K::KIND).map(|key| key.1.clone());
+                let gone: BTreeSet<ObjectName> =
+                    known.chain(troubled).filter(|name| !listed.contains(name)).collect();
+                for name in &gone {
+                    self.forget::<K>(name);
+                }
+                objects.iter().flat_map(|object| self.store(object)).collect()
+            }
+        }
+    }
+
+    fn store<K: Object>(&mut self, object: &K) -> Vec<ObjectError> {
+        let name = object_name(object.metadata());
+        let mut report = Report::new(K::KIND, &name);
+        object.store(&name, self, &mut report);
+        let errors = report.finish();
+        let before = self.problems.remove(&(K::KIND, name.clone())).unwrap_or_default();
+        let new = errors.iter().filter(|error| !before.contains(error)).cloned().collect();
+        if !errors.is_empty() {
+            self.problems.insert((K::KIND, name), errors);
+        }
+        new
+    }
+
+    fn forget<K: Object>(&mut self, name: &ObjectName) {
+        K::remove(name, self);
+        self.problems.remove(&(K::KIND, name.clone()));
+    }
+}
+
+impl Object for Service {
+    const KIND: Kind = Kind::Service;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn store(&self, name: &ObjectName, state: &mut State, report: &mut Report<'_>) {
+        let ports = service::parse(name, self, report);
+        if ports.is_empty() {
+            return Self::remove(name, state);
+        }
+        let parsed = ParsedService { created: self.metadata.creation_timestamp.clone(), ports };
+        if state.services.get(name) != Some(&parsed) {
+            state.services.insert(name.clone(), parsed);
+            state.dirty.insert(name.clone());
+        }
+    }
+
+    fn remove(name: &ObjectName, state: &mut State) {
+        if state.services.remove(name).is_some() {
+            state.dirty.insert(name.clone());
+        }
+    }
+
+    fn names(state: &State) -> Vec<ObjectName> {
+        state.services.keys().cloned().collect()
+    }
+}
+
+impl Object for EndpointSlice {
+    const KIND: Kind = Kind::EndpointSlice;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn store(&self, name: &ObjectName, state: &mut State, report: &mut Report<'_>) {
+        // EPS-04: without either there is no saying which slice this is.
+        if name.namespace.is_empty() || name.name.is_empty() {
+            return;
+        }
+        let Some(slice) = endpoint::parse(self, &state.node_name, report) else {
+            return Self::remove(name, state);
+        };
+        let owner = endpoint::owner(&name.namespace, &slice);
+        if state.owners.get(name).is_some_and(|before| *before != owner) {
+            Self::remove(name, state);
+        }
+        let siblings = state.slices.entry(owner.clone()).or_default();
+        if siblings.get(&name.name) != Some(&slice) {
+            siblings.insert(name.name.clone(), slice);
+            state.dirty.insert(owner.clone());
+        }
+        state.owners.insert(name.clone(), owner);
+    }
+
+    fn remove(name: &ObjectName, state: &mut State) {
+        let Some(owner) = state.owners.remove(name) else {
+            return;
+        };
+        if let Some(siblings) = state.slices.get_mut(&owner) {
+            siblings.remove(&name.name);
+            if siblings.is_empty() {
+                state.slices.remove(&owner);
+            }
+        }
+        state.dirty.insert(owner);
+    }
+
+    fn names(state: &State) -> Vec<ObjectName> {
+        state.owners.keys().cloned().collect()
+    }
+}
+
+fn object_name(metadata: &ObjectMeta) -> ObjectName {
+    ObjectName {
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+    }
+}

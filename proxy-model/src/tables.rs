@@ -1,0 +1,179 @@
+//! The picture of all tables, and the numbers that index them.
+
+use std::time::Duration;
+
+use proxy_common::{
+    addr::Addr,
+    backend::{Backend, BackendFlags, BackendId, Generation},
+    filter::AddressRoles,
+    frontend::{Frontend, FrontendKey, ServiceId},
+    tables::{AddressFilter, Backends, Frontends, ServiceNames, Slots, Table},
+    tuple::Endpoint,
+};
+
+use crate::{
+    delta::{Delta, Pending},
+    error::CommitError,
+    filter::Filter,
+    ids::{Ids, Run, Space},
+    io::{HashTableIo, TableIo},
+    name::ServicePortName,
+};
+
+/// What the kernel has, what it should have, and which numbers are taken.
+///
+/// The filter counts what is here: one holder of the frontend role per frontend row, wanted or actual; one of the
+/// backend role per backend id that is not free.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(crate) backends: Delta<Backends>,
+    pub(crate) slots: Delta<Slots>,
+    pub(crate) frontends: Delta<Frontends>,
+    pub(crate) names: Delta<ServiceNames>,
+    pub(crate) filter: Filter,
+    pub(crate) service_ids: Ids<ServiceId>,
+    pub(crate) backend_ids: Ids<BackendId>,
+    pub(crate) slot_space: Space,
+}
+
+/// A write that failed, before it is known for whom it was.
+#[derive(Debug)]
+pub(crate) struct Failure<E> {
+    table: &'static str,
+    source: E,
+}
+
+impl<E: std::error::Error + 'static> Failure<E> {
+    pub(crate) const fn new(table: &'static str, source: E) -> Self {
+        Self { table, source }
+    }
+
+    pub(crate) fn of(self, port: Option<&ServicePortName>) -> CommitError<E> {
+        let Self { table, source } = self;
+        CommitError { table, port: port.cloned(), source }
+    }
+}
+
+impl Tables {
+    /// Frees the numbers that have rested long enough. Returns whether there were any.
+    pub(crate) fn settle(&mut self, now: Duration) -> bool {
+        let freed = [self.service_ids.settle(now), self.backend_ids.settle(now), self.slot_space.settle(now)];
+        freed.contains(&true)
+    }
+
+    /// The generation of the backend that gets a free id next.
+    pub(crate) fn next_generation(&self, id: BackendId) -> Generation {
+        self.backends.actual(&id.0).map(|before| before.generation.next()).unwrap_or_default()
+    }
+
+    /// The frontend should be this.
+    pub(crate) fn want_frontend(&mut self, key: FrontendKey, value: Frontend) {
+        if self.frontends.actual(&key).is_none() && self.frontends.pending(&key).is_none() {
+            self.filter.hold(key.address, AddressRoles::FRONTEND);
+        }
+        self.frontends.want(key, value);
+    }
+
+    /// The frontend should not be there.
+    pub(crate) fn unwant_frontend(&mut self, key: FrontendKey, now: Duration) {
+        if self.frontends.actual(&key).is_none() && self.frontends.pending(&key).is_some() {
+            self.filter.release(key.address, AddressRoles::FRONTEND, now);
+        }
+        self.frontends.unwant(key);
+    }
+
+    /// The ids in a run of slots, as they should be.
+    pub(crate) fn contents(&self, run: Run) -> impl Iterator<Item = Option<BackendId>> {
+        run.indices().map(|slot| self.slots.wanted(&slot).copied())
+    }
+
+    /// Nothing will ever lead to these slots again: what they still wait for need not be written.
+    pub(crate) fn abandon_slots(&mut self, run: Run) {
+        run.indices().for_each(|slot| self.slots.revert(&slot));
+    }
+
+    /// Writes the filter line of an address.
+    pub(crate) fn write_filter<I: TableIo<AddressFilter>>(
+        &mut self,
+        address: Addr,
+        io: &mut I,
+    ) -> Result<(), Failure<I::Error>> {
+        let Some((number, line)) = self.filter.pending(address) else {
+            return Ok(());
+        };
+        io.put(&number, &line).map_err(|source| Failure::new(AddressFilter::NAME, source))?;
+        self.filter.confirm(number);
+        Ok(())
+    }
+
+    /// Deletes a frontend if it should go; one that somebody else wants by now is theirs to write.
+    pub(crate) fn delete_frontend<I: HashTableIo<Frontends>>(
+        &mut self,
+        key: FrontendKey,
+        now: Duration,
+        io: &mut I,
+    ) -> Result<(), Failure<I::Error>> {
+        if delete(&mut self.frontends, key, io)? == Deletion::Done {
+            self.filter.release(key.address, AddressRoles::FRONTEND, now);
+        }
+        Ok(())
+    }
+
+    /// Marks a backend as gone, if the kernel takes it for alive, and lets its id rest.
+    pub(crate) fn retire_backend<I: TableIo<Backends>>(
+        &mut self,
+        id: BackendId,
+        end: Endpoint,
+        now: Duration,
+        io: &mut I,
+    ) -> Result<(), Failure<I::Error>> {
+        match self.backends.actual(&id.0) {
+            Some(&backend) if backend.flags.contains(BackendFlags::LIVE) => {
+                // Address, generation and service stay: programs that hold the id finish with what they need.
+                let gone = Backend { flags: BackendFlags::default(), ..backend };
+                self.backends.want(id.0, gone);
+                write(&mut self.backends, id.0, io)?;
+            }
+            _ => self.backends.revert(&id.0),
+        }
+        self.backend_ids.release(id, now);
+        self.filter.release(end.address, AddressRoles::BACKEND, now);
+        Ok(())
+    }
+}
+
+/// Writes an entry if it should be another.
+pub(crate) fn write<T: Table, I: TableIo<T>>(
+    delta: &mut Delta<T>,
+    key: T::Key,
+    io: &mut I,
+) -> Result<(), Failure<I::Error>> {
+    if let Some(Pending::Put(value)) = delta.pending(&key) {
+        io.put(&key, &value).map_err(|source| Failure::new(T::NAME, source))?;
+        delta.confirm(&key);
+    }
+    Ok(())
+}
+
+/// Whether [`delete`] had anything to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Deletion {
+    /// The entry is gone.
+    Done,
+    /// The entry is wanted, or was not there.
+    NotNeeded,
+}
+
+/// Deletes an entry if it should not be there.
+pub(crate) fn delete<T: Table, I: HashTableIo<T>>(
+    delta: &mut Delta<T>,
+    key: T::Key,
+    io: &mut I,
+) -> Result<Deletion, Failure<I::Error>> {
+    if delta.pending(&key) != Some(Pending::Delete) {
+        return Ok(Deletion::NotNeeded);
+    }
+    io.delete(&key).map_err(|source| Failure::new(T::NAME, source))?;
+    delta.confirm(&key);
+    Ok(Deletion::Done)
+}

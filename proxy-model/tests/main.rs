@@ -1,0 +1,5 @@
+//! The model as the agent uses it: objects in, table writes out.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod commit;
+mod common;
