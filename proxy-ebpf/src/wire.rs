@@ -35,7 +35,9 @@ pub(crate) struct Ipv4View {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, packed(2))]
 pub(crate) struct Ipv6View {
-    _flow: [u16; 2],
+    version_class: u8,
+    _class_flow: u8,
+    _flow: u16,
     _payload_length: Be16,
     next_header: u8,
     _hop_limit: u8,
@@ -197,6 +199,9 @@ impl IpHeader for Ipv6 {
     #[inline(always)]
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
         let header: Ipv6View = packet.load(at)?;
+        if header.version_class >> 4 != 6 {
+            return None;
+        }
         let mut protocol = header.next_header;
         let mut transport = at + size_of::<Ipv6View>();
         for _ in 0..Self::MAX_EXTENSIONS {

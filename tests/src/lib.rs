@@ -7,10 +7,17 @@
 //! Everything lives in namespaces and file systems that end with the process ([`netns`], [`sandbox`]): however a
 //! test ends, the host is as before.
 
+pub mod agent;
 pub mod counters;
+pub mod deployment;
 pub mod harness;
+pub mod kernel;
+pub mod manifest;
 pub mod netns;
+pub mod packets;
 pub mod sandbox;
+pub mod service;
 pub mod topology;
 pub mod traffic;
+pub mod view;
 pub mod wait;

@@ -1,0 +1,228 @@
+//! The real programs over real maps, without devices: filled by hand, run by `BPF_PROG_TEST_RUN`.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+use aya::programs::{TestRun as _, TestRunOptions};
+use proxy_agent::datapath::{self, ArrayTable, Datapath, HashTable, PerCpuTable, Pins, Program};
+use proxy_common::{
+    addr::Addr,
+    backend::{Backend, BackendFlags, BackendId, Generation},
+    counters::ServiceCounters,
+    drop::DropReason,
+    endian::Be16,
+    filter::{AddressRoles, FilterLine, FilterPosition},
+    flow::FlowEntry,
+    frontend::{Frontend, FrontendKey, ServiceId},
+    tables::{AddressFilter, Backends, Drops, Flows, Frontends, ServiceTraffic, Slots},
+    tuple::{Endpoint, FlowKey, Protocol},
+};
+
+use crate::sandbox::{BPFFS, Sandbox};
+
+/// What a tc program told the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Pass it on (`TCX_NEXT`).
+    Next,
+    /// Drop it.
+    Drop,
+    /// Something else.
+    Other(u32),
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The program's answer.
+    pub action: Action,
+    /// The packet afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// A loaded datapath with tables of its own.
+pub struct Kernel {
+    pins: Pins,
+    datapath: Datapath,
+    next_slot: u32,
+}
+
+/// The end that an address and port are.
+#[must_use]
+pub fn end(address: SocketAddr) -> Endpoint {
+    Endpoint { address: Addr::from(address.ip()), port: Be16::from_host(address.port()) }
+}
+
+impl Kernel {
+    /// Loads the datapath. The calling thread stays in the sandbox.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn load() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        Sandbox::shared()?.enter()?;
+        let name = format!("kernel-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let pins = Pins::new(&Path::new(BPFFS).join(name));
+        let datapath = datapath::load(&pins).map_err(|error| anyhow::anyhow!(proxy_agent::report(&error)))?;
+        Ok(Self { pins, datapath, next_slot: 0 })
+    }
+
+    /// Where the maps are pinned.
+    #[must_use]
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// A loaded program.
+    ///
+    /// # Errors
+    ///
+    /// If the object has no such program.
+    pub fn program(&mut self, program: Program) -> Result<&mut aya::programs::SchedClassifier> {
+        Ok(self.datapath.program(program)?)
+    }
+
+    /// Programs a service, in the agent's order. Its backends get the ids `first_backend`, and so on.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be written.
+    pub fn serve(
+        &mut self,
+        service: ServiceId,
+        frontend: SocketAddr,
+        protocol: Protocol,
+        first_backend: u32,
+        backends: &[SocketAddr],
+    ) -> Result<()> {
+        self.add_role(frontend, AddressRoles::FRONTEND)?;
+        let slot_base = self.next_slot;
+        for (id, &address) in (first_backend..).zip(backends) {
+            self.set_backend(BackendId(id), service, address, BackendFlags::LIVE, Generation(1))?;
+            ArrayTable::<Slots>::open(&self.pins)?.put(self.next_slot, &BackendId(id))?;
+            self.next_slot += 1;
+        }
+        let slot_count = self.next_slot - slot_base;
+        let value = Frontend { service, slot_base, slot_count, reserved: 0 };
+        HashTable::<Frontends>::open(&self.pins)?.put(&FrontendKey::new(end(frontend), protocol), &value)?;
+        Ok(())
+    }
+
+    /// Writes a backend record.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be written.
+    pub fn set_backend(
+        &mut self,
+        id: BackendId,
+        service: ServiceId,
+        address: SocketAddr,
+        flags: BackendFlags,
+        generation: Generation,
+    ) -> Result<()> {
+        self.add_role(address, AddressRoles::BACKEND)?;
+        let Endpoint { address, port } = end(address);
+        let value = Backend { address, port, flags, generation, service, reserved: 0 };
+        Ok(ArrayTable::<Backends>::open(&self.pins)?.put(id.0, &value)?)
+    }
+
+    fn add_role(&mut self, address: SocketAddr, role: AddressRoles) -> Result<()> {
+        let mut filter = ArrayTable::<AddressFilter>::open(&self.pins)?;
+        let FilterPosition { line, at } = FilterPosition::of(Addr::from(address.ip()));
+        let mut value: FilterLine = filter.get(line)?.unwrap_or_default();
+        value.roles[at] = value.roles[at].with(role);
+        Ok(filter.put(line, &value)?)
+    }
+
+    /// Runs a program on a frame.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to.
+    pub fn run(&mut self, program: Program, frame: &[u8]) -> Result<Output> {
+        let mut out = vec![0; frame.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = self.program(program)?.test_run(options).context("BPF_PROG_TEST_RUN")?;
+        out.truncate(result.data_size_out as usize);
+        let action = match result.return_value {
+            u32::MAX => Action::Next,
+            2 => Action::Drop,
+            other => Action::Other(other),
+        };
+        Ok(Output { action, frame: out })
+    }
+
+    /// A flow entry.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>> {
+        Ok(HashTable::<Flows>::open(&self.pins)?.get(key)?)
+    }
+
+    /// Writes a flow entry.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be written.
+    pub fn set_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<()> {
+        Ok(HashTable::<Flows>::open(&self.pins)?.put(key, entry)?)
+    }
+
+    /// All flow entries.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn flows(&self) -> Result<Vec<(FlowKey, FlowEntry)>> {
+        Ok(HashTable::<Flows>::open(&self.pins)?.entries().collect::<Result<_, _>>()?)
+    }
+
+    /// Removes all flow entries.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read or written.
+    pub fn clear_flows(&mut self) -> Result<()> {
+        let mut table = HashTable::<Flows>::open(&self.pins)?;
+        for (key, _) in self.flows()? {
+            table.delete(&key)?;
+        }
+        Ok(())
+    }
+
+    /// The counters of a service, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn traffic(&self, service: ServiceId) -> Result<ServiceCounters> {
+        let values = PerCpuTable::<ServiceTraffic>::open(&self.pins)?.get(service.0)?;
+        Ok(values.into_iter().fold(ServiceCounters::default(), ServiceCounters::plus))
+    }
+
+    /// Drops by reason, those that happened.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn drops(&self) -> Result<Vec<(DropReason, u64)>> {
+        let table = PerCpuTable::<Drops>::open(&self.pins)?;
+        let mut drops = Vec::new();
+        for reason in DropReason::ALL {
+            let count: u64 = table.get(reason as u32)?.iter().sum();
+            if count > 0 {
+                drops.push((reason, count));
+            }
+        }
+        Ok(drops)
+    }
+}

@@ -1,0 +1,213 @@
+//! Frames, built field by field and with checksums summed by definition: independent of the code under test.
+
+use std::net::{IpAddr, SocketAddr};
+
+use network_types::{
+    eth::{EthHdr, EtherType},
+    ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+/// FIN, SYN, RST and ACK as they stand in the TCP header.
+pub mod flags {
+    /// No more data.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Resets it.
+    pub const RST: u8 = 0x04;
+    /// Acknowledges.
+    pub const ACK: u8 = 0x10;
+}
+
+/// What stands behind the network header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP with these flags.
+    Tcp(u8),
+    /// UDP.
+    Udp,
+    /// UDP without a checksum, which IPv4 allows.
+    UdpUnchecked,
+}
+
+/// An Ethernet frame with one IPv4 or IPv6 packet.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// From.
+    pub source: SocketAddr,
+    /// To; of the same family.
+    pub destination: SocketAddr,
+    /// Transport.
+    pub transport: Transport,
+    /// Bytes behind the transport header.
+    pub payload: Vec<u8>,
+    /// IPv4 options or IPv6 extension headers, in multiples of 4 or 8 bytes.
+    pub options: Options,
+}
+
+/// What stands between network and transport header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Options {
+    /// Nothing.
+    #[default]
+    None,
+    /// IPv4: four no-operation options (RFC 791). IPv6: a destination options header of padding (RFC 8200).
+    Padding,
+    /// IPv4: the first fragment of several. IPv6: not built.
+    FirstFragment,
+}
+
+impl Frame {
+    /// A frame with 64 bytes of payload.
+    #[must_use]
+    pub fn new(source: SocketAddr, destination: SocketAddr, transport: Transport) -> Self {
+        Self { source, destination, transport, payload: (0..64).collect(), options: Options::None }
+    }
+
+    /// A TCP segment.
+    #[must_use]
+    pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: u8) -> Self {
+        Self::new(source, destination, Transport::Tcp(flags))
+    }
+
+    /// A UDP datagram.
+    #[must_use]
+    pub fn udp(source: SocketAddr, destination: SocketAddr) -> Self {
+        Self::new(source, destination, Transport::Udp)
+    }
+
+    /// The same frame from elsewhere.
+    #[must_use]
+    pub fn from(mut self, source: SocketAddr) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// The same frame to elsewhere.
+    #[must_use]
+    pub fn to(mut self, destination: SocketAddr) -> Self {
+        self.destination = destination;
+        self
+    }
+
+    /// The bytes.
+    ///
+    /// # Panics
+    ///
+    /// If source and destination are of different families.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let transport = self.transport_bytes();
+        let (ether_type, network) = match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                (EtherType::Ipv4, self.ipv4(source.octets(), destination.octets(), transport.len()))
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                (EtherType::Ipv6, self.ipv6(source.octets(), destination.octets(), transport.len()))
+            }
+            _ => panic!("{} and {} are of different families", self.source, self.destination),
+        };
+        let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+        bytes.extend(u16::from(ether_type).to_ne_bytes());
+        debug_assert_eq!(bytes.len(), EthHdr::LEN);
+        bytes.extend(network);
+        bytes.extend(transport);
+        bytes
+    }
+
+    fn protocol(&self) -> u8 {
+        match self.transport {
+            Transport::Tcp(_) => IpProto::Tcp as u8,
+            Transport::Udp | Transport::UdpUnchecked => IpProto::Udp as u8,
+        }
+    }
+
+    fn ipv4(&self, source: [u8; 4], destination: [u8; 4], behind: usize) -> Vec<u8> {
+        let options = if self.options == Options::Padding { vec![1; 4] } else { Vec::new() };
+        let length = Ipv4Hdr::LEN + options.len();
+        let fragment: u16 = if self.options == Options::FirstFragment { 0x2000 } else { 0x4000 };
+        let mut header = vec![0x40 | (length / 4) as u8, 0];
+        header.extend(((length + behind) as u16).to_be_bytes());
+        header.extend([0x12, 0x34]);
+        header.extend(fragment.to_be_bytes());
+        header.extend([64, self.protocol(), 0, 0]);
+        header.extend(source);
+        header.extend(destination);
+        header.extend(options);
+        let check = checksum(&header);
+        header[10..12].copy_from_slice(&check.to_be_bytes());
+        header
+    }
+
+    fn ipv6(&self, source: [u8; 16], destination: [u8; 16], behind: usize) -> Vec<u8> {
+        let extension = if self.options == Options::Padding {
+            vec![self.protocol(), 0, 1, 4, 0, 0, 0, 0]
+        } else {
+            Vec::new()
+        };
+        let next = if extension.is_empty() { self.protocol() } else { IpProto::Ipv6Opts as u8 };
+        let mut header = vec![0x60, 0, 0, 0];
+        header.extend(((extension.len() + behind) as u16).to_be_bytes());
+        header.extend([next, 64]);
+        header.extend(source);
+        header.extend(destination);
+        debug_assert_eq!(header.len(), Ipv6Hdr::LEN);
+        header.extend(extension);
+        header
+    }
+
+    fn transport_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(self.source.port().to_be_bytes());
+        bytes.extend(self.destination.port().to_be_bytes());
+        let check_at = match self.transport {
+            Transport::Tcp(flags) => {
+                bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+                debug_assert_eq!(bytes.len(), TcpHdr::LEN);
+                16
+            }
+            Transport::Udp | Transport::UdpUnchecked => {
+                bytes.extend(((UdpHdr::LEN + self.payload.len()) as u16).to_be_bytes());
+                bytes.extend([0, 0]);
+                6
+            }
+        };
+        bytes.extend(&self.payload);
+        if self.transport != Transport::UdpUnchecked {
+            let mut covered = Vec::new();
+            match (self.source.ip(), self.destination.ip()) {
+                (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                    covered.extend(source.octets());
+                    covered.extend(destination.octets());
+                }
+                (source, destination) => {
+                    for address in [source, destination] {
+                        if let IpAddr::V6(address) = address {
+                            covered.extend(address.octets());
+                        }
+                    }
+                }
+            }
+            covered.extend([0, self.protocol()]);
+            covered.extend((bytes.len() as u16).to_be_bytes());
+            covered.extend(&bytes);
+            let check = checksum(&covered);
+            let absent = check == 0 && self.transport == Transport::Udp;
+            let check = if absent { 0xffff } else { check };
+            bytes[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+        }
+        bytes
+    }
+}
+
+/// The Internet checksum by definition (RFC 1071).
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from)).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}

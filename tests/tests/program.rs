@@ -1,0 +1,8 @@
+//! The kernel programs under `BPF_PROG_TEST_RUN`: exact bytes out, exact counters, for both families and protocols.
+
+mod program {
+    mod bed;
+    mod flows;
+    mod load;
+    mod packets;
+}

@@ -1,0 +1,169 @@
+//! What the program tests share: every case, a loaded kernel for each, and words for what is expected.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use proxy_agent::datapath::Program;
+use proxy_common::{
+    counters::ServiceCounters,
+    drop::DropReason,
+    flow::{Direction, FlowEntry},
+    frontend::ServiceId,
+    tuple::{FlowKey, Hook, Protocol},
+};
+use sluice_tests::{
+    harness,
+    kernel::{Action, Kernel, Output, end},
+    packets::{Frame, Transport, flags},
+};
+
+/// The service of every case.
+pub(crate) const WEB: ServiceId = ServiceId(7);
+
+/// One family and protocol.
+pub(crate) struct Case {
+    pub(crate) kernel: Kernel,
+    pub(crate) protocol: Protocol,
+    pub(crate) client: SocketAddr,
+    pub(crate) vip: SocketAddr,
+    pub(crate) backends: [SocketAddr; 2],
+    /// Neither a frontend nor a backend.
+    pub(crate) stranger: SocketAddr,
+}
+
+/// Runs a test for IPv4 and IPv6, each with TCP and UDP; skips it, and says so, where programs cannot be loaded.
+pub(crate) fn for_each(test: impl Fn(&mut Case) -> Result<()>) {
+    if let Err(reason) = harness::requirements() {
+        let name = std::thread::current().name().unwrap_or("test").to_owned();
+        eprintln!("skipped {name}: {reason:#}");
+        return;
+    }
+    for v6 in [false, true] {
+        for protocol in [Protocol::TCP, Protocol::UDP] {
+            let mut case = Case::new(v6, protocol).unwrap_or_else(|error| panic!("{error:?}"));
+            if let Err(error) = test(&mut case) {
+                panic!("IPv{} {protocol:?}: {error:?}", if v6 { 6 } else { 4 });
+            }
+        }
+    }
+}
+
+impl Case {
+    fn new(v6: bool, protocol: Protocol) -> Result<Self> {
+        let parse = |v4: &str, v6_text: &str| if v6 { v6_text.parse() } else { v4.parse() };
+        let backends = [
+            parse("10.244.1.5:8080", "[fd00:244:1::5]:8080")?,
+            parse("10.244.2.6:9090", "[fd00:244:2::6]:9090")?,
+        ];
+        Ok(Self {
+            kernel: Kernel::load()?,
+            protocol,
+            client: parse("10.244.1.9:40000", "[fd00:244:1::9]:40000")?,
+            vip: parse("10.96.0.10:80", "[fd00:96::10]:80")?,
+            backends,
+            stranger: parse("192.0.2.77:80", "[2001:db8::77]:80")?,
+        })
+    }
+
+    /// Programs the service with the first `count` backends, ids 1 and 2.
+    pub(crate) fn serve(&mut self, count: usize) -> Result<()> {
+        self.kernel.serve(WEB, self.vip, self.protocol, 1, &self.backends[..count])
+    }
+
+    /// A packet of the client: a SYN, or a datagram.
+    pub(crate) fn first(&self) -> Frame {
+        self.frame(self.client, self.vip, flags::SYN)
+    }
+
+    /// A packet with TCP flags, if it is TCP.
+    pub(crate) fn frame(&self, source: SocketAddr, destination: SocketAddr, flags: u8) -> Frame {
+        let transport = if self.protocol == Protocol::TCP { Transport::Tcp(flags) } else { Transport::Udp };
+        Frame::new(source, destination, transport)
+    }
+
+    pub(crate) fn ingress(&mut self, frame: &Frame) -> Result<Output> {
+        self.kernel.run(Program::Ingress, &frame.bytes())
+    }
+
+    pub(crate) fn egress(&mut self, frame: &Frame) -> Result<Output> {
+        self.kernel.run(Program::Egress, &frame.bytes())
+    }
+
+    /// Key of the client's direction.
+    pub(crate) fn request_key(&self) -> FlowKey {
+        FlowKey::new(end(self.client), end(self.vip), self.protocol, Hook::INGRESS)
+    }
+
+    /// Key of a backend's direction.
+    pub(crate) fn reply_key(&self, backend: SocketAddr) -> FlowKey {
+        FlowKey::new(end(backend), end(self.client), self.protocol, Hook::EGRESS)
+    }
+
+    /// Both entries of the client's flow to a backend; fails unless they name each other and agree.
+    pub(crate) fn flow(&self, backend: SocketAddr) -> Result<FlowEntry> {
+        let (request, reply) = (self.request_key(), self.reply_key(backend));
+        let original = self.kernel.flow(&request)?.ok_or_else(|| anyhow::anyhow!("no entry {request:?}"))?;
+        let answer = self.kernel.flow(&reply)?.ok_or_else(|| anyhow::anyhow!("no entry {reply:?}"))?;
+        anyhow::ensure!(original.peer == reply && answer.peer == request, "{original:?} and {answer:?}");
+        anyhow::ensure!(
+            original.state == answer.state && original.timeout == answer.timeout,
+            "{original:?} {answer:?}"
+        );
+        anyhow::ensure!(
+            original.direction == Direction::ORIGINAL && answer.direction == Direction::REPLY,
+            "directions"
+        );
+        Ok(original)
+    }
+
+    /// Does something and demands that it changes exactly these counters, and no others.
+    pub(crate) fn counting<T>(
+        &mut self,
+        traffic: ServiceCounters,
+        drops: &[(DropReason, u64)],
+        act: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let before = self.kernel.traffic(WEB)?;
+        anyhow::ensure!(
+            self.kernel.drops()?.is_empty() || !drops.is_empty(),
+            "drops before: {:?}",
+            self.kernel.drops()?
+        );
+        let result = act(self)?;
+        anyhow::ensure!(
+            self.kernel.traffic(WEB)? == before.plus(traffic),
+            "traffic: {before:?} + {traffic:?} is not {:?}",
+            self.kernel.traffic(WEB)?
+        );
+        anyhow::ensure!(self.kernel.drops()? == drops, "drops: {:?} is not {drops:?}", self.kernel.drops()?);
+        Ok(result)
+    }
+}
+
+/// Passed on as these bytes.
+pub(crate) fn passed(frame: &Frame) -> Output {
+    Output { action: Action::Next, frame: frame.bytes() }
+}
+
+/// Counters after one packet of a client that opened a flow.
+pub(crate) fn opened(frame: &Frame) -> ServiceCounters {
+    ServiceCounters { connections: 1, ..sent(frame) }
+}
+
+/// Counters after one packet of a client.
+pub(crate) fn sent(frame: &Frame) -> ServiceCounters {
+    ServiceCounters { packets: 1, bytes: frame.bytes().len() as u64, ..ServiceCounters::default() }
+}
+
+/// Counters after one packet of a backend.
+pub(crate) fn answered(frame: &Frame) -> ServiceCounters {
+    ServiceCounters {
+        reply_packets: 1,
+        reply_bytes: frame.bytes().len() as u64,
+        ..ServiceCounters::default()
+    }
+}
+
+/// Nothing counted.
+pub(crate) const NOTHING: ServiceCounters =
+    ServiceCounters { connections: 0, packets: 0, bytes: 0, reply_packets: 0, reply_bytes: 0, drops: 0 };

@@ -1,0 +1,78 @@
+//! What the object contains, and what the verifier thinks of it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{MapInfo, MapType};
+use proxy_agent::datapath::Program;
+use proxy_common::tables::{
+    AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots, Table,
+    TableKind,
+};
+use sluice_tests::{harness, kernel::Kernel};
+
+/// Most instructions that the verifier may walk, by program: about twice what it did when this was written, and
+/// far below the kernel's limit of a million. More says that a loop or a branch has exploded.
+const WALKED: [(Program, u32); 3] =
+    [(Program::Ingress, 40_000), (Program::Egress, 25_000), (Program::Clock, 10)];
+
+fn kernel() -> Option<Kernel> {
+    if let Err(reason) = harness::requirements() {
+        eprintln!("skipped: {reason:#}");
+        return None;
+    }
+    Some(Kernel::load().unwrap_or_else(|error| panic!("{error:?}")))
+}
+
+#[test]
+fn the_verifier_walks_no_more_than_budgeted() -> Result<()> {
+    let Some(mut kernel) = kernel() else {
+        return Ok(());
+    };
+    for (program, budget) in WALKED {
+        let info = kernel.program(program)?.info()?;
+        let walked = info.verified_instruction_count().context("the kernel does not tell")?;
+        ensure!(walked <= budget, "{program:?}: {walked} instructions walked, budget {budget}");
+    }
+    Ok(())
+}
+
+fn describe<T: Table>() -> (String, (MapType, u32, u32, u32)) {
+    let kind = match T::KIND {
+        TableKind::Hash => MapType::Hash,
+        TableKind::Array => MapType::Array,
+        TableKind::PerCpuArray => MapType::PerCpuArray,
+    };
+    (T::NAME.to_owned(), (kind, size_of::<T::Key>() as u32, size_of::<T::Value>() as u32, T::CAPACITY))
+}
+
+#[test]
+fn the_maps_are_the_tables() -> Result<()> {
+    let Some(kernel) = kernel() else {
+        return Ok(());
+    };
+    let expected = BTreeMap::from(
+        [
+            describe::<Frontends>(),
+            describe::<Slots>(),
+            describe::<Backends>(),
+            describe::<Flows>(),
+            describe::<AddressFilter>(),
+            describe::<ServiceNames>(),
+            describe::<ServiceTraffic>(),
+            describe::<Settings>(),
+            describe::<Drops>(),
+        ]
+        .map(|(name, what)| (name, format!("{what:?}"))),
+    );
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(kernel.pins().maps())? {
+        let path = entry?.path();
+        let info = MapInfo::from_pin(&path)?;
+        let name = path.file_name().and_then(|name| name.to_str()).context("name")?.to_owned();
+        let what = (info.map_type()?, info.key_size(), info.value_size(), info.max_entries());
+        found.insert(name, format!("{what:?}"));
+    }
+    ensure!(found == expected, "{found:#?}\nis not\n{expected:#?}");
+    Ok(())
+}
