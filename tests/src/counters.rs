@@ -1,4 +1,6 @@
-//! What the kernel counted inside a namespace.
+//! What the kernel knows about the inside of a namespace.
+
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 
@@ -39,6 +41,16 @@ pub fn received(namespace: &Namespace, device: &str) -> Result<Received> {
     let mut fields = line.split_whitespace();
     let mut next = || fields.next().context("a field of /proc/net/dev")?.parse().context("a count");
     Ok(Received { bytes: next()?, frames: next()? })
+}
+
+/// Names of the devices in a namespace.
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn devices(namespace: &Namespace) -> Result<BTreeSet<String>> {
+    let name = |line: &str| Some(line.split_once(':')?.0.trim().to_owned());
+    Ok(read(namespace, "dev")?.lines().filter_map(name).collect())
 }
 
 fn read(namespace: &Namespace, name: &str) -> Result<String> {

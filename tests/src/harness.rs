@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{sandbox::Sandbox, topology::Cluster};
+use crate::{deployment::Deployment, sandbox::Sandbox, topology::Cluster};
 
 /// Runs a test on a fresh cluster; without the privileges for one, says so and skips the test.
 ///
@@ -22,10 +22,26 @@ pub fn with_cluster(nodes: u8, test: impl FnOnce(&Cluster) -> Result<()>) {
         drop(writeln!(io::stderr(), "skipped {name}: {reason:#}"));
         return;
     }
-    let cluster = Cluster::new(nodes).unwrap_or_else(|error| panic!("{error:?}"));
+    let cluster = Cluster::new(nodes).unwrap_or_else(|error| panic!("{error:#}"));
     if let Err(error) = test(&cluster) {
-        panic!("{error:?}");
+        panic!("{error:#}");
     }
+}
+
+/// As [`with_cluster`], with an agent on every node.
+///
+/// # Panics
+///
+/// If the test fails, or an agent does not come up.
+pub fn with_agents(nodes: u8, test: impl FnOnce(&Cluster, &mut Deployment) -> Result<()>) {
+    with_cluster(nodes, |cluster| {
+        let mut agents = Deployment::start(cluster)?;
+        if let Err(error) = test(cluster, &mut agents) {
+            // Here and not above: dropped while panicking, the agents print their logs.
+            panic!("{error:#}");
+        }
+        Ok(())
+    });
 }
 
 /// Whether the test bed can work here.

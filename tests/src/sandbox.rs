@@ -77,6 +77,12 @@ impl Sandbox {
         setns(&self.namespace, CloneFlags::CLONE_NEWNS).context("enter the mount namespace")
     }
 
+    /// A path that other programs can open the mount namespace by, for as long as this process lives.
+    #[must_use]
+    pub fn namespace_path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd())
+    }
+
     /// The path by which threads outside the sandbox reach `inside`, an absolute path within it.
     #[must_use]
     pub fn view(&self, inside: &Path) -> PathBuf {

@@ -29,6 +29,12 @@ pub const SERVICES_V4: &str = "10.96.0.0/16";
 /// The virtual addresses of services, IPv6.
 pub const SERVICES_V6: &str = "fd00:10:96::/112";
 
+/// The bridge of a node.
+pub const BRIDGE: &str = "cni0";
+
+/// How the devices of pods are called on their node, before a number.
+pub const POD_DEVICE: &str = "veth";
+
 /// An IP family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -205,8 +211,8 @@ impl Node {
         at_once(&namespace)?;
         let gateway = Addresses::of_pod(number, 1);
         namespace.ip(&format!(
-            "link add cni0 type bridge mcast_snooping 0\nlink set cni0 up\n\
-             addr add {}/24 dev cni0\naddr add {}/64 dev cni0 nodad",
+            "link add {BRIDGE} type bridge mcast_snooping 0\nlink set {BRIDGE} up\n\
+             addr add {}/24 dev {BRIDGE}\naddr add {}/64 dev {BRIDGE} nodad",
             gateway.v4, gateway.v6
         ))?;
         let addresses = Addresses::on_fabric(number);
@@ -232,12 +238,12 @@ impl Node {
     /// If its namespace or device cannot be made.
     pub fn add_pod(&self, name: &str) -> Result<Pod> {
         let n = self.pods_made.fetch_add(1, Ordering::Relaxed) + 1;
-        let device = format!("veth{n}");
+        let device = format!("{POD_DEVICE}{n}");
         let namespace = leaf(name)?;
         let addresses = Addresses::of_pod(self.number, n + 1);
         let gateway = Addresses::of_pod(self.number, 1);
         self.namespace.ip(&format!(
-            "link add {device} type veth peer name eth0 netns {}\nlink set {device} master cni0 up",
+            "link add {device} type veth peer name eth0 netns {}\nlink set {device} master {BRIDGE} up",
             namespace.path()
         ))?;
         configure_eth0(&namespace, addresses)?;

@@ -6,6 +6,7 @@
 
 mod bulk;
 mod chatter;
+mod pump;
 mod server;
 mod spread;
 mod tcp;
@@ -15,6 +16,7 @@ use std::{fmt, time::Duration};
 
 pub use bulk::Direction;
 pub use chatter::Chatter;
+pub use pump::Pump;
 pub use server::Server;
 pub use spread::Spread;
 pub use tcp::{Connection, Source, connect_raw};

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 
 use super::Connection;
 use crate::wait::wait_until;
@@ -61,15 +61,12 @@ impl Chatter {
     /// If they do not.
     pub fn expect_more(&self, more: u64) -> Result<()> {
         let goal = self.shared.echoed.load(Ordering::Relaxed) + more;
-        let ended = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
         wait_until("the echoing connection makes progress", || {
-            let echoed = self.shared.echoed.load(Ordering::Relaxed);
-            Ok((echoed >= goal || ended()).then_some(()))
-        })?;
-        if ended() {
-            return Err(anyhow!("the echoing connection to {} broke", self.backend));
-        }
-        Ok(())
+            if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
+                bail!("the echoing connection to {} broke", self.backend);
+            }
+            Ok((self.shared.echoed.load(Ordering::Relaxed) >= goal).then_some(()))
+        })
     }
 
     /// Ends it. Returns how many messages came back.

@@ -1,0 +1,257 @@
+//! The real agent on a node.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    manifest::ManifestDirectory,
+    netns::Namespace,
+    sandbox::{self, BPFFS, FILES, Sandbox},
+    topology::Node,
+    wait::wait_until,
+};
+
+/// An agent, running or not, and everything of its own: manifests, pins, log.
+#[derive(Debug)]
+pub struct Agent {
+    /// What it is told to serve.
+    pub manifests: ManifestDirectory,
+    node: String,
+    namespace: Namespace,
+    binary: PathBuf,
+    pins: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+    /// Lines of the log that belong to earlier lives.
+    lines_before: usize,
+}
+
+impl Agent {
+    /// Starts the agent of a node, which at first has nothing to serve, and waits until it has said so.
+    ///
+    /// # Errors
+    ///
+    /// If there is no binary, or the agent does not come up.
+    pub fn start(node: &Node) -> Result<Self> {
+        let unique = unique_name(node)?;
+        let files = Path::new(FILES).join(&unique);
+        let manifests = ManifestDirectory::create(files.join("manifests"))?;
+        manifests.publish_node(node)?;
+        let mut agent = Self {
+            manifests,
+            node: node.name.clone(),
+            namespace: node.namespace.clone(),
+            binary: binary()?,
+            pins: Path::new(BPFFS).join(unique),
+            log: files.join("log"),
+            child: None,
+            lines_before: 0,
+        };
+        agent.resume()?;
+        agent.wait_until_synced()?;
+        Ok(agent)
+    }
+
+    /// Starts it again after [`Agent::kill`] or [`Agent::terminate`].
+    ///
+    /// # Errors
+    ///
+    /// If it runs, or cannot be started.
+    pub fn resume(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the agent of {} runs already", self.node);
+        let log = OpenOptions::new().create(true).append(true).open(Sandbox::shared()?.view(&self.log))?;
+        self.lines_before = self.log()?.lines().count();
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("run")
+            .arg("--manifests")
+            .arg(self.manifests.path())
+            .arg("--hostname-override")
+            .arg(&self.node)
+            .arg("--bpffs")
+            .arg(&self.pins)
+            .arg("--cgroup")
+            .arg(sandbox::cgroup2()?)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.child = Some(self.namespace.spawn(command)?);
+        Ok(())
+    }
+
+    /// Waits until everything there was to serve when it started is served.
+    ///
+    /// # Errors
+    ///
+    /// If the agent ends instead, or takes too long.
+    pub fn wait_until_synced(&mut self) -> Result<()> {
+        let what = format!("the agent of {} is in sync", self.node);
+        let synced = wait_until(&what, || {
+            // The kernel's tables cannot tell whether more is to come; only the agent can.
+            let log = self.log()?;
+            let synced = log.lines().skip(self.lines_before).any(|line| line.contains(" synced "));
+            self.expect_alive()?;
+            Ok(synced.then_some(()))
+        });
+        synced.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
+    }
+
+    fn expect_alive(&mut self) -> Result<()> {
+        let Some(child) = &mut self.child else {
+            bail!("the agent of {} is not running", self.node);
+        };
+        if let Some(status) = child.try_wait()? {
+            self.child = None;
+            bail!("the agent of {} ended: {status}", self.node);
+        }
+        Ok(())
+    }
+
+    /// Ends it without warning.
+    ///
+    /// # Errors
+    ///
+    /// If it was not running.
+    pub fn kill(&mut self) -> Result<()> {
+        self.expect_alive()?;
+        let mut child = self.child.take().context("a running agent")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it was not running, or does not end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.expect_alive()?;
+        let mut child = self.child.take().context("a running agent")?;
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM)?;
+        let ended = wait_until("the agent ends after SIGTERM", || Ok(child.try_wait()?));
+        if ended.is_err() {
+            self.child = Some(child);
+        }
+        ended
+    }
+
+    /// Everything it has logged, over all its lives.
+    ///
+    /// # Errors
+    ///
+    /// If the log cannot be read.
+    pub fn log(&self) -> Result<String> {
+        fs::read_to_string(Sandbox::shared()?.view(&self.log)).context("read the agent's log")
+    }
+
+    /// What `sluice COMMAND` prints about this node, as a person would call it.
+    ///
+    /// # Errors
+    ///
+    /// If the command fails.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
+        self.namespace.output(Command::new(&self.binary).args(arguments).arg("--bpffs").arg(&self.pins))
+    }
+
+    /// The directory of its pins, as seen from inside the sandbox.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Name of its node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The namespace of its node.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Every pin, relative to [`Agent::bpffs`], in order.
+    ///
+    /// # Errors
+    ///
+    /// If a directory cannot be read.
+    pub fn pins(&self) -> Result<Vec<PathBuf>> {
+        let root = Sandbox::shared()?.view(&self.pins);
+        let mut pins = Vec::new();
+        let mut directories = vec![root.clone()];
+        while let Some(directory) = directories.pop() {
+            let list = || format!("list {}", directory.display());
+            for entry in fs::read_dir(&directory).with_context(list)? {
+                let entry = entry.with_context(list)?;
+                if entry.file_type()?.is_dir() {
+                    directories.push(entry.path());
+                } else {
+                    pins.push(entry.path().strip_prefix(&root)?.to_owned());
+                }
+            }
+        }
+        pins.sort();
+        Ok(pins)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log().unwrap_or_else(|error| format!("{error:#}"));
+            println!("--- log of the agent of {}\n{log}---", self.node);
+        }
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself; either way nobody needs it any more.
+            drop(child.kill().and_then(|()| child.wait()));
+        }
+    }
+}
+
+/// The node's name, or something like it if another cluster of this process has a node of that name.
+fn unique_name(node: &Node) -> Result<String> {
+    let files = Sandbox::shared()?.view(Path::new(FILES));
+    let mut name = node.name.clone();
+    for number in 2.. {
+        match fs::create_dir(files.join(&name)) {
+            // (No dots: bpffs reserves them.)
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                name = format!("{}-{number}", node.name)
+            }
+            result => {
+                result.with_context(|| format!("make a directory for {name}"))?;
+                break;
+            }
+        }
+    }
+    Ok(name)
+}
+
+/// The agent's binary: `$SLUICE_BIN`, or next to this program, where Cargo builds it.
+///
+/// # Errors
+///
+/// If it is in neither place.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SLUICE_BIN") {
+        // The agent starts in another directory.
+        return fs::canonicalize(&path).with_context(|| format!("SLUICE_BIN={}", path.display()));
+    }
+    let own = std::env::current_exe().context("find this program's own path")?;
+    let found = own.ancestors().skip(1).take(2).map(|directory| directory.join("sluice"));
+    let missing = "the agent is not built: `cargo xtask build`, or set SLUICE_BIN to its path";
+    found.filter(|path| File::open(path).is_ok()).last().context(missing)
+}

@@ -1,0 +1,164 @@
+//! What the agent's commands say, as far as tests care.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::{
+    agent::Agent,
+    counters,
+    service::Service,
+    topology::{BRIDGE, Family, POD_DEVICE},
+    traffic::Protocol,
+    wait::wait_until,
+};
+
+/// A frontend of `sluice services`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Address and port.
+    pub frontend: SocketAddr,
+    /// Protocol, as Kubernetes writes it.
+    pub protocol: String,
+    /// Where new flows may go.
+    pub backends: BTreeSet<SocketAddr>,
+}
+
+/// The shape of `sluice services -o json`, as far as it matters here.
+mod shape {
+    use std::net::SocketAddr;
+
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    pub(super) struct Status {
+        pub(super) devices: Vec<Device>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Device {
+        pub(super) index: u32,
+        pub(super) name: Option<String>,
+        pub(super) ingress: Option<u32>,
+        pub(super) egress: Option<u32>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Services {
+        pub(super) services: Vec<Service>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Service {
+        pub(super) frontends: Vec<Frontend>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Frontend {
+        pub(super) address: SocketAddr,
+        pub(super) protocol: String,
+        pub(super) backends: Vec<Backend>,
+    }
+
+    #[derive(Deserialize)]
+    pub(super) struct Backend {
+        pub(super) address: SocketAddr,
+        pub(super) state: String,
+    }
+}
+
+impl Agent {
+    /// What `sluice services` says.
+    ///
+    /// # Errors
+    ///
+    /// If it says nothing, or something unknown.
+    pub fn services(&self) -> Result<Vec<Served>> {
+        let text = self.ask(&["services", "-o", "json"])?;
+        let all: shape::Services =
+            serde_json::from_str(&text).with_context(|| format!("the answer of sluice services:\n{text}"))?;
+        let served = |frontend: shape::Frontend| Served {
+            frontend: frontend.address,
+            protocol: frontend.protocol,
+            backends: frontend
+                .backends
+                .into_iter()
+                .filter(|backend| backend.state.starts_with("live"))
+                .map(|backend| backend.address)
+                .collect(),
+        };
+        Ok(all.services.into_iter().flat_map(|service| service.frontends).map(served).collect())
+    }
+
+    /// The devices that have both programs, by name.
+    ///
+    /// # Errors
+    ///
+    /// If `sluice status` says nothing or something unknown, or knows devices that are not there.
+    pub fn attached(&self) -> Result<BTreeSet<String>> {
+        let text = self.ask(&["status", "-o", "json"])?;
+        let status: shape::Status =
+            serde_json::from_str(&text).with_context(|| format!("the answer of sluice status:\n{text}"))?;
+        let whole = status.devices.into_iter().filter(|row| row.ingress.is_some() && row.egress.is_some());
+        Ok(whole.map(|row| row.name.unwrap_or_else(|| format!("index {}", row.index))).collect())
+    }
+
+    /// Waits until exactly the devices that should be are attached: all but `lo`, and the bridge if it has ports.
+    ///
+    /// # Errors
+    ///
+    /// If they never are.
+    pub fn wait_until_attached(&self) -> Result<()> {
+        let attached = wait_until(&format!("{} has programs on every device", self.node()), || {
+            let mut devices = counters::devices(self.namespace())?;
+            devices.remove("lo");
+            if devices.iter().any(|name| name.starts_with(POD_DEVICE)) {
+                devices.remove(BRIDGE);
+            }
+            Ok((self.attached()? == devices).then_some(()))
+        });
+        attached.map_err(|error| anyhow!("{error:#}; attached are {:?}", self.attached()))
+    }
+
+    /// Waits until the kernel of this node serves exactly what `service` describes.
+    ///
+    /// # Errors
+    ///
+    /// If it never does.
+    pub fn wait_for_service(&self, service: &Service) -> Result<()> {
+        let what = format!("{} serves {} with {:?}", self.node(), service.name, service.pods());
+        let served = wait_until(&what, || {
+            let services = self.services()?;
+            let all = frontends(service).all(|(frontend, protocol, backends)| {
+                find(&services, frontend, protocol).is_some_and(|served| served.backends == backends)
+            });
+            Ok(all.then_some(()))
+        });
+        served.map_err(|error| anyhow!("{error:#}; the kernel has {:#?}", self.services()))
+    }
+
+    /// Waits until the kernel of this node knows nothing of `service`.
+    ///
+    /// # Errors
+    ///
+    /// If it goes on serving it.
+    pub fn wait_for_absence(&self, service: &Service) -> Result<()> {
+        let what = format!("{} no longer serves {}", self.node(), service.name);
+        wait_until(&what, || {
+            let services = self.services()?;
+            let none = frontends(service)
+                .all(|(frontend, protocol, _)| find(&services, frontend, protocol).is_none());
+            Ok(none.then_some(()))
+        })
+    }
+}
+
+fn frontends(service: &Service) -> impl Iterator<Item = (SocketAddr, Protocol, BTreeSet<SocketAddr>)> {
+    Family::ALL.into_iter().flat_map(move |family| {
+        Protocol::ALL.map(|protocol| (service.frontend(family), protocol, service.backends(family)))
+    })
+}
+
+fn find(services: &[Served], frontend: SocketAddr, protocol: Protocol) -> Option<&Served> {
+    services.iter().find(|served| served.frontend == frontend && served.protocol == protocol.as_str())
+}

@@ -1,0 +1,135 @@
+//! The datapath does not need the agent.
+
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::{
+    counters,
+    deployment::Deployment,
+    harness::with_agents,
+    netns::Namespace,
+    service::Service,
+    topology::Family,
+    traffic::{Chatter, Connection, Direction, Protocol, Pump, Source, Spread},
+};
+
+use crate::Backend;
+
+/// Bytes that show that a transfer goes on, whatever was in buffers.
+const SOME: u64 = 50 << 20;
+
+/// Connections that were there before, whatever happens in between.
+struct Witnesses {
+    pumps: Vec<Pump>,
+    talks: Vec<Chatter>,
+}
+
+impl Witnesses {
+    fn start(from: &Namespace, service: &Service) -> Result<Self> {
+        let mut witnesses = Self { pumps: Vec::new(), talks: Vec::new() };
+        for (family, direction) in Family::ALL.into_iter().zip(Direction::ALL) {
+            let open = || Connection::open(from, service.frontend(family), Source::AnyPort);
+            witnesses.pumps.push(Pump::start(open()?, direction));
+            witnesses.talks.push(Chatter::start(open()?)?);
+        }
+        witnesses.expect_progress("at first")?;
+        Ok(witnesses)
+    }
+
+    fn expect_progress(&self, when: &'static str) -> Result<()> {
+        self.pumps.iter().try_for_each(|pump| pump.expect_more(SOME)).context(when)?;
+        self.talks.iter().try_for_each(|talk| talk.expect_more(20)).context(when)
+    }
+
+    fn stop(self) -> Result<()> {
+        self.pumps.into_iter().try_for_each(|pump| pump.stop().map(drop))?;
+        self.talks.into_iter().try_for_each(|talk| talk.stop().map(drop))
+    }
+}
+
+fn new_connections(from: &Namespace, service: &Service) -> Result<()> {
+    for family in Family::ALL {
+        for protocol in Protocol::ALL {
+            let to = service.frontend(family);
+            Spread::measure(from, to, protocol, 200, |_| {})?.expect_uniform_over(&service.pods())?;
+        }
+    }
+    let repeated = counters::syn_retransmissions(from)?;
+    ensure!(repeated == 0, "{repeated} SYNs were lost");
+    Ok(())
+}
+
+#[test]
+fn a_killed_and_restarted_agent_loses_no_transfer_and_no_new_connection() {
+    with_agents(2, |cluster, agents| {
+        let client = cluster.nodes[0].add_pod("client")?;
+        let from = &client.machine.namespace;
+        let near = Backend::on(&cluster.nodes[0], "near")?;
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        let service = Service::new("echo", 1).with(&near.pod).with(&far.pod);
+        agents.serve(&service)?;
+        let witnesses = Witnesses::start(from, &service)?;
+
+        agents.agents.iter_mut().try_for_each(|agent| agent.kill())?;
+        witnesses.expect_progress("after the agents were killed")?;
+        new_connections(from, &service)?;
+
+        // Connections are made all through the restart, not only before and after it.
+        agents.agents.iter_mut().try_for_each(|agent| agent.resume())?;
+        std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| new_connections(from, &service));
+            let synced = agents.agents.iter_mut().try_for_each(|agent| agent.wait_until_synced());
+            let connected = connecting.join();
+            synced.and(connected.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked)))
+        })?;
+        witnesses.expect_progress("after the agents were restarted")?;
+        new_connections(from, &service)?;
+        witnesses.stop()?;
+        expect_obedience(agents, from, &service)
+    });
+}
+
+#[test]
+fn a_terminated_agent_leaves_its_datapath_working() {
+    with_agents(2, |cluster, agents| {
+        let client = cluster.nodes[0].add_pod("client")?;
+        let from = &client.machine.namespace;
+        let near = Backend::on(&cluster.nodes[0], "near")?;
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        let service = Service::new("echo", 1).with(&near.pod).with(&far.pod);
+        agents.serve(&service)?;
+        let witnesses = Witnesses::start(from, &service)?;
+        for agent in &mut agents.agents {
+            let status = agent.terminate()?;
+            ensure!(status.success(), "the agent of {} ended with {status}", agent.node());
+        }
+        witnesses.expect_progress("after the agents ended")?;
+        new_connections(from, &service)?;
+        witnesses.stop()
+    });
+}
+
+#[test]
+fn an_agent_catches_up_with_what_changed_while_it_was_down() {
+    with_agents(2, |cluster, agents| {
+        let client = cluster.nodes[0].add_pod("client")?;
+        let from = &client.machine.namespace;
+        let near = Backend::on(&cluster.nodes[0], "near")?;
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        let service = Service::new("echo", 1).with(&near.pod).with(&far.pod);
+        let deleted = Service::new("deleted", 2).with(&near.pod);
+        agents.serve(&service)?;
+        agents.serve(&deleted)?;
+        agents.agents.iter_mut().try_for_each(|agent| agent.kill())?;
+        agents.agents.iter().try_for_each(|agent| agent.manifests.withdraw(&deleted))?;
+        agents.publish(&service.clone().without("near"))?;
+        agents.agents.iter_mut().try_for_each(|agent| agent.resume())?;
+        agents.withdraw(&deleted)?;
+        expect_obedience(agents, from, &service)
+    });
+}
+
+/// The agents still, or again, do what they are told.
+fn expect_obedience(agents: &Deployment, from: &Namespace, service: &Service) -> Result<()> {
+    let changed = service.clone().without("near");
+    agents.serve(&changed)?;
+    new_connections(from, &changed)
+}
