@@ -22,7 +22,7 @@ use crate::{
     restore::{Adopted, Leftovers, Restored, adopt},
     select::{Chosen, choose},
     service::ServicePort,
-    state::State,
+    state::{ParsedService, State},
     tables::{Failure, Tables},
 };
 
@@ -121,6 +121,9 @@ impl Model {
         if self.stage == Stage::Waiting {
             dirty.extend(self.programmed.keys().map(|port| port.service.clone()));
         }
+        // All claims first: nobody is planned for a frontend that another Service of the same batch takes.
+        let affected: Vec<ObjectName> = dirty.iter().flat_map(|service| self.claim(service)).collect();
+        dirty.extend(affected);
         while let Some(service) = dirty.pop_first() {
             self.plan_service(&service, now, &mut dirty, &mut news);
         }
@@ -232,7 +235,23 @@ impl Model {
         objects.chain(ports.map(Problem::Plan))
     }
 
-    /// Plans all ports of a Service. Services that lose or gain a frontend by it become dirty.
+    /// Enters the claims of all ports of a Service. Returns the Services that lost or gained a frontend by it.
+    fn claim(&mut self, service: &ObjectName) -> Vec<ObjectName> {
+        let Self { state, claims, .. } = self;
+        let parsed = state.service(service);
+        let wanted = wanted_ports(parsed);
+        let created = parsed.and_then(|service| service.created.as_ref());
+        let ports: BTreeSet<ServicePortName> =
+            claims.ports(service).chain(wanted.keys().copied()).cloned().collect();
+        let mut affected = Vec::new();
+        for port in ports {
+            let keys = wanted.get(&port).map(|wanted| wanted.frontends()).unwrap_or_default();
+            affected.extend(claims.set(&port, created, &keys).into_iter().map(|other| other.service));
+        }
+        affected
+    }
+
+    /// Plans all ports of a Service. Services that gain a frontend because it did not fit become dirty.
     fn plan_service(
         &mut self,
         service: &ObjectName,
@@ -241,18 +260,11 @@ impl Model {
         news: &mut Vec<PlanError>,
     ) {
         let parsed = self.state.service(service).cloned();
-        let wanted: BTreeMap<&ServicePortName, &ServicePort> =
-            parsed.iter().flat_map(|service| &service.ports).map(|port| (&port.name, port)).collect();
-        let created = parsed.as_ref().and_then(|service| service.created.as_ref());
-        let known = of_service(&self.programmed, service).map(|(port, _)| port);
+        let wanted = wanted_ports(parsed.as_ref());
+        let programmed = of_service(&self.programmed, service).map(|(port, _)| port);
+        let troubled = of_service(&self.problems, service).map(|(port, _)| port);
         let ports: BTreeSet<ServicePortName> =
-            known.chain(self.claims.ports(service)).chain(wanted.keys().copied()).cloned().collect();
-        // All claims of the Service first: its ports may swap frontends among themselves.
-        for port in &ports {
-            let keys = wanted.get(port).map(|wanted| wanted.frontends()).unwrap_or_default();
-            let affected = self.claims.set(port, created, &keys);
-            dirty.extend(affected.into_iter().map(|other| other.service).filter(|other| other != service));
-        }
+            programmed.chain(troubled).chain(wanted.keys().copied()).cloned().collect();
         self.unfit.remove(service);
         for port in ports {
             let (keys, chosen, mut problems) = match wanted.get(&port) {
@@ -263,7 +275,7 @@ impl Model {
                 problems.push(misfit);
                 self.unfit.insert(service.clone());
                 if !self.programmed.contains_key(&port) {
-                    let affected = self.claims.set(&port, created, &[]);
+                    let affected = self.claims.set(&port, None, &[]);
                     dirty.extend(affected.into_iter().map(|other| other.service));
                 }
             }
@@ -332,4 +344,9 @@ impl Model {
             self.problems.insert(port, problems);
         }
     }
+}
+
+/// The service ports of a Service, if it is there, by name.
+fn wanted_ports(service: Option<&ParsedService>) -> BTreeMap<&ServicePortName, &ServicePort> {
+    service.iter().flat_map(|service| &service.ports).map(|port| (&port.name, port)).collect()
 }

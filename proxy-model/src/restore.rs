@@ -56,6 +56,8 @@ pub(crate) struct Leftovers {
     frontends: Vec<FrontendKey>,
     backends: BTreeMap<BackendId, Endpoint>,
     runs: Vec<Run>,
+    /// Ids that frontends carry although they have no name.
+    services: Vec<ServiceId>,
     names: Vec<ServiceId>,
 }
 
@@ -143,8 +145,9 @@ impl Adopted {
         let Self { tables, programmed, leftovers } = self;
         tables.filter.hold(key.address, AddressRoles::FRONTEND);
         let mut owner = ports.get(&row.service).and_then(|port| programmed.get_mut(port));
-        if let Some(owner) = &mut owner {
-            owner.keys.push(key);
+        match &mut owner {
+            Some(owner) => owner.keys.push(key),
+            None => leftovers.services.extend(tables.service_ids.claim(row.service)),
         }
         let run =
             if row.slot_count == 0 { Run::EMPTY } else { Run { base: row.slot_base, len: row.slot_count } };
@@ -209,8 +212,12 @@ impl Leftovers {
 
     /// Whether nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { frontends, backends, runs, names } = self;
-        frontends.is_empty() && backends.is_empty() && runs.is_empty() && names.is_empty()
+        let Self { frontends, backends, runs, services, names } = self;
+        frontends.is_empty()
+            && backends.is_empty()
+            && runs.is_empty()
+            && services.is_empty()
+            && names.is_empty()
     }
 
     /// Deletes the frontends.
@@ -240,6 +247,9 @@ impl Leftovers {
         }
         for run in self.runs.drain(..) {
             tables.slot_space.release(run, now);
+        }
+        for id in self.services.drain(..) {
+            tables.service_ids.release(id, now);
         }
         while let Some(&id) = self.names.last() {
             delete(&mut tables.names, id, io)?;

@@ -1,5 +1,9 @@
 //! The model as the agent uses it: objects in, table writes out.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod capacity;
 mod commit;
 mod common;
+mod property;
+mod restore;
+mod scenarios;

@@ -32,18 +32,18 @@ pub(crate) struct Memory {
     pub(crate) failures: HashSet<usize>,
     /// Writes that were tried.
     pub(crate) attempts: usize,
-    /// Do not check what is there before the first commit.
-    pub(crate) lenient: Leniency,
+    /// When to look whether the tables are in order.
+    pub(crate) checks: Checks,
 }
 
-/// Whether the tables may be broken.
+/// When to look whether the tables are in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Leniency {
-    /// They never are.
+pub(crate) enum Checks {
+    /// After every write.
     #[default]
-    Strict,
-    /// They were filled with garbage.
-    Garbage,
+    EveryWrite,
+    /// Never: they begin as garbage, or are too large to be looked at that often.
+    Off,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ impl Memory {
     }
 
     fn check(&self) {
-        if self.lenient == Leniency::Strict
+        if self.checks == Checks::EveryWrite
             && let Err(broken) = self.consistency()
         {
             panic!("after write {}: {broken}\n{}", self.attempts, self.render());

@@ -1,0 +1,88 @@
+//! What does not fit is said by name, costs nobody else anything, and gets its place when there is one.
+
+use std::time::Duration;
+
+use proxy_common::tables::{Backends, ServiceNames, Slots, Table as _};
+use proxy_model::{Model, Restored};
+use serde_json::{Value, json};
+
+use crate::common::{
+    Checks, Memory,
+    objects::{apply, replace, service, service_with, slice},
+    settle,
+};
+
+fn addresses(count: u32) -> Vec<String> {
+    (0..count).map(|n| std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string()).collect()
+}
+
+fn many(service: &str, count: u32) -> k8s_openapi::api::discovery::v1::EndpointSlice {
+    let addresses = addresses(count);
+    slice(service, &addresses.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn empty() -> (Model, Memory) {
+    (Model::new("node-a", Restored::default()), Memory { checks: Checks::Off, ..Memory::default() })
+}
+
+#[test]
+fn a_service_that_finds_no_backend_ids_keeps_what_it_has_until_there_are() {
+    let (mut model, mut memory) = empty();
+    replace(
+        &mut model,
+        vec![service("big", "10.96.0.1"), service("small", "10.96.0.2")],
+        vec![many("big", Backends::CAPACITY - 3), slice("small", &["10.0.0.1"])],
+    );
+    assert!(settle(&mut model, Duration::ZERO, &mut memory).is_empty());
+    apply(&mut model, slice("small", &["10.0.0.2", "10.0.0.3", "10.0.0.4"]));
+    assert_eq!(
+        settle(&mut model, Duration::from_secs(1), &mut memory),
+        ["default/small:http/TCP/IPv4: no room for 3 more backends"]
+    );
+    let small = |memory: &Memory| memory.render().lines().last().unwrap().to_owned();
+    assert_eq!(small(&memory), "10.96.0.2:80/TCP default/small:http/TCP/IPv4 -> 10.0.0.1:8080");
+    assert_eq!(model.problems().count(), 1);
+    assert!(model.is_unfinished());
+
+    apply(&mut model, many("big", 10));
+    assert!(settle(&mut model, Duration::from_secs(2), &mut memory).is_empty());
+    settle(&mut model, Duration::from_secs(3), &mut memory);
+    assert_eq!(
+        small(&memory),
+        "10.96.0.2:80/TCP default/small:http/TCP/IPv4 -> 10.0.0.2:8080, 10.0.0.3:8080, 10.0.0.4:8080"
+    );
+    assert_eq!(model.problems().count(), 0);
+    assert!(!model.is_unfinished());
+    memory.consistency().unwrap();
+}
+
+#[test]
+fn updates_faster_than_slots_become_free_wait_for_them() {
+    let (mut model, mut memory) = empty();
+    let size = Slots::CAPACITY / 5;
+    replace(&mut model, vec![service("big", "10.96.0.1")], vec![many("big", size)]);
+    let mut problems = Vec::new();
+    for step in 0..5 {
+        apply(&mut model, many("big", size + step));
+        problems.extend(settle(&mut model, Duration::from_millis(step.into()), &mut memory));
+    }
+    assert_eq!(problems, ["default/big:http/TCP/IPv4: no room for a run of 52432 slots"]);
+    assert_eq!(memory.live(), 52_431);
+    settle(&mut model, Duration::from_secs(2), &mut memory);
+    assert_eq!(memory.live(), 52_432);
+    memory.consistency().unwrap();
+}
+
+#[test]
+fn one_service_port_too_many_is_named() {
+    let (mut model, mut memory) = empty();
+    let ports: Vec<Value> =
+        (1..=ServiceNames::CAPACITY + 1).map(|n| json!({ "name": format!("p{n:05}"), "port": n })).collect();
+    let all = service_with("wide", json!({ "clusterIP": "10.96.0.1", "ports": ports }));
+    replace(&mut model, vec![all], vec![]);
+    assert_eq!(
+        settle(&mut model, Duration::ZERO, &mut memory),
+        ["default/wide:p16385/TCP/IPv4: no service id is free"]
+    );
+    assert_eq!(memory.frontends.len(), 16_384);
+}
