@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::process::{cargo, report, run, workspace};
+use crate::process::{cargo, relative, report, run, workspace};
 use crate::setup::{self, TARGET};
 use crate::toolchain::{Kind, Toolchain};
 
@@ -131,10 +131,6 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     fs::write(&partial, bytes)
         .and_then(|()| fs::rename(&partial, to))
         .with_context(|| format!("cannot write {}", to.display()))
-}
-
-fn relative(path: &Path) -> std::path::Display<'_> {
-    path.strip_prefix(workspace()).unwrap_or(path).display()
 }
 
 /// The kernel programs that the agent embeds.

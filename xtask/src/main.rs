@@ -5,7 +5,12 @@
 //! programs that `cargo xtask build` makes.
 
 mod bpf;
+mod budget;
+mod bytecode;
+mod check;
 mod install;
+mod object_check;
+mod object_file;
 mod process;
 mod run;
 mod setup;
@@ -43,6 +48,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo { arguments } => match run::demo(&arguments)? {},
         Command::Test { level, arguments } => test::test(level, &arguments),
+        Command::Check => check::check(),
         Command::Bench { what: Bench::Program { arguments } } => match run::bench_program(&arguments)? {},
     }
 }
@@ -76,6 +82,8 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<OsString>,
     },
+    /// Format, lints, documentation, and the rules and budget of the kernel programs
+    Check,
     /// Measure
     Bench {
         #[command(subcommand)]

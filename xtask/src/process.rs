@@ -16,6 +16,11 @@ pub(crate) fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
+/// A path as one would type it in the workspace.
+pub(crate) fn relative(path: &Path) -> std::path::Display<'_> {
+    path.strip_prefix(workspace()).unwrap_or(path).display()
+}
+
 /// The cargo that runs us, in the workspace, with the environment a user's shell would give it.
 ///
 /// `cargo run` tells us about the xtask package in variables which every build script of the child would see in place
@@ -118,7 +123,7 @@ impl Log {
             "{} failed ({ended}):\n{}\nThe whole log is {}",
             describe(command),
             tail(&output),
-            self.path.display()
+            relative(&self.path)
         );
     }
 
