@@ -36,6 +36,12 @@ impl Addr {
         self.words
     }
 
+    /// The sixteen bytes.
+    #[must_use]
+    pub fn octets(self) -> [u8; 16] {
+        zerocopy::transmute!(self.words)
+    }
+
     /// The last four bytes in memory order: the whole address if it is IPv4.
     #[must_use]
     pub const fn v4_wire(self) -> [u8; 4] {

@@ -48,6 +48,12 @@ impl Hook {
     pub const INGRESS: Self = Self(0);
     /// After routing, as the packet leaves the node.
     pub const EGRESS: Self = Self(1);
+
+    /// 0 for ingress, 1 for egress.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
 }
 
 impl core::fmt::Debug for Hook {

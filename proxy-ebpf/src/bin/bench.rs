@@ -146,7 +146,8 @@ fn floor_dnat(ctx: TcContext) -> i32 {
 fn floor_rewrite(ctx: &TcContext) -> Option<i32> {
     let key = floor_key(ctx)?;
     let Some(value) = FLOOR_FLOWS.get_ptr(key) else {
-        let first = FloorValue { address: key.destination ^ 0x0101_0101, port: 0x1f90_u16.to_be(), unused: 0 };
+        let first =
+            FloorValue { address: key.destination ^ 0x0101_0101, port: 0x1f90_u16.to_be(), unused: 0 };
         FLOOR_FLOWS.insert(key, first, 0).ok()?;
         return Some(TC_ACT_UNSPEC);
     };

@@ -66,7 +66,11 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<(), DropReason> {
         Verdict::Drop(reason) => return Err(reason),
         Verdict::Rewrite(new) => new,
     };
-    log(ctx, &parsed, new);
+    #[cfg(feature = "log")]
+    {
+        let [a, b, c, d] = new.address.words().map(u64::from);
+        log(ctx, &parsed.packet.key, a | b << 32, c | d << 32, new.port.to_host());
+    }
     match family {
         IPV4 => rewrite::rewrite::<_, Ipv4>(ctx, &parsed, end, new),
         _ => rewrite::rewrite::<_, Ipv6>(ctx, &parsed, end, new),
@@ -74,23 +78,21 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<(), DropReason> {
     .ok_or(DropReason::RewriteFailed)
 }
 
-/// Logs a translation; nothing, and no code, unless built with `--datapath-log`.
-#[inline(always)]
-#[cfg_attr(not(feature = "log"), expect(unused_variables, reason = "arguments serve the log feature"))]
-fn log(ctx: &TcContext, parsed: &parse::Parsed, new: proxy_common::tuple::Endpoint) {
-    #[cfg(feature = "log")]
-    {
-        let key = &parsed.packet.key;
-        aya_log_ebpf::debug!(
-            ctx,
-            "{} {:i}:{} -> {:i}:{} becomes {:i}:{}",
-            if key.hook == Hook::INGRESS { "ingress" } else { "egress" },
-            key.source.octets(),
-            key.source_port.to_host(),
-            key.destination.octets(),
-            key.destination_port.to_host(),
-            new.address.octets(),
-            new.port.to_host()
-        );
-    }
+/// Logs a translation, in builds made with `--datapath-log`. Out of line, because formatting needs a stack of its
+/// own; in five scalars, because a subprogram takes no more.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn log(ctx: &TcContext, key: &proxy_common::tuple::FlowKey, first: u64, last: u64, port: u16) {
+    let [a, b, c, d] = [first as u32, (first >> 32) as u32, last as u32, (last >> 32) as u32];
+    aya_log_ebpf::debug!(
+        ctx,
+        "hook {}: {:i} {} to {:i} {} gets {:i} {}",
+        key.hook.number(),
+        key.source.octets(),
+        key.source_port.to_host(),
+        key.destination.octets(),
+        key.destination_port.to_host(),
+        proxy_common::addr::Addr::from_v6_words([a, b, c, d]).octets(),
+        port
+    );
 }
