@@ -4,6 +4,7 @@
 mod capacity;
 mod commit;
 mod common;
+mod flow;
 mod property;
 mod restore;
 mod scenarios;

@@ -1,5 +1,6 @@
 //! Tables in memory, and what must hold in them at every moment.
 
+pub(crate) mod node;
 pub(crate) mod objects;
 
 use std::{

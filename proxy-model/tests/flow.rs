@@ -1,0 +1,294 @@
+//! From YAML to the verdict on a packet: the model's tables under the decision that the kernel runs.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use proxy_common::{drop::DropReason, filter::AddressRoles, flow::TcpFlags, lb::Verdict, tuple::Protocol};
+use proxy_model::{Change, Event, Model};
+
+use crate::common::{
+    node::{Node, end},
+    objects::{apply, delete},
+};
+
+const TCP: Protocol = Protocol::TCP;
+const UDP: Protocol = Protocol::UDP;
+const SYN: TcpFlags = TcpFlags::SYN;
+const ACK: TcpFlags = TcpFlags::ACK;
+const SYN_ACK: TcpFlags = TcpFlags::SYN.with(TcpFlags::ACK);
+const FIN: TcpFlags = TcpFlags::FIN.with(TcpFlags::ACK);
+const NONE: TcpFlags = TcpFlags(0);
+
+const CLIENT: &str = "10.244.1.5:40000";
+const WEB: &str = "10.96.0.1:80";
+const DNS: &str = "10.96.0.1:53";
+
+const OBJECTS: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: { namespace: default, name: web }
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, "fd00:10::1"]
+  ipFamilies: [IPv4, IPv6]
+  ports:
+  - { name: http, port: 80 }
+  - { name: dns, port: 53, protocol: UDP }
+---
+apiVersion: v1
+kind: Service
+metadata: { namespace: default, name: alias }
+spec: { clusterIP: 10.96.0.2, ports: [{ name: http, port: 80 }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { namespace: default, name: idle }
+spec: { clusterIP: 10.96.0.3, ports: [{ name: http, port: 80 }] }
+"#;
+
+/// A slice of `service` at these addresses, serving TCP 8080 and UDP 5353.
+fn slice(name: &str, service: &str, family: &str, addresses: &[&str]) -> EndpointSlice {
+    let endpoints: String = addresses.iter().map(|ip| format!("- {{ addresses: [\"{ip}\"] }}\n")).collect();
+    let endpoints = if addresses.is_empty() { " []\n".to_owned() } else { format!("\n{endpoints}") };
+    serde_saphyr::from_str(&format!(
+        "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{ namespace: default, name: {name}, labels: {{ kubernetes.io/service-name: {service} }} }}
+addressType: {family}
+ports:
+- {{ name: http, port: 8080, protocol: TCP }}
+- {{ name: dns, port: 5353, protocol: UDP }}
+endpoints:{endpoints}"
+    ))
+    .unwrap()
+}
+
+fn list(model: &mut Model) {
+    let services = OBJECTS.split("---").map(|text| serde_saphyr::from_str::<Service>(text).unwrap());
+    assert_eq!(model.apply(Change::Service(Event::Replace(services.collect()))), []);
+    let slices = vec![
+        slice("web-4", "web", "IPv4", &["10.244.2.1", "10.244.2.2"]),
+        slice("web-6", "web", "IPv6", &["fd00:244::1", "fd00:244::2"]),
+        slice("alias-4", "alias", "IPv4", &["10.244.2.1"]),
+    ];
+    assert_eq!(model.apply(Change::EndpointSlice(Event::Replace(slices))), []);
+}
+
+fn node() -> Node {
+    let mut node = Node::new();
+    list(&mut node.model);
+    node.settle();
+    node
+}
+
+fn web_has(node: &mut Node, addresses: &[&str]) {
+    apply(&mut node.model, slice("web-4", "web", "IPv4", addresses));
+    node.settle();
+}
+
+/// Opens a TCP connection from `from` to `to`, up to the client's first ACK. Returns the backend.
+fn connect(node: &Node, from: &str, to: &str) -> String {
+    let backend = node.reach(from, to, TCP, SYN);
+    assert_eq!(node.leave(&backend, from, TCP, SYN_ACK), Verdict::Rewrite(end(to)));
+    assert_eq!(node.reach(from, to, TCP, ACK), backend);
+    backend
+}
+
+/// Closes it from both sides.
+fn close(node: &Node, from: &str, to: &str, backend: &str) {
+    assert_eq!(node.reach(from, to, TCP, FIN), backend);
+    assert_eq!(node.leave(backend, from, TCP, FIN), Verdict::Rewrite(end(to)));
+    assert_eq!(node.reach(from, to, TCP, ACK), backend);
+}
+
+#[test]
+fn a_pod_reaches_either_backend_about_as_often_and_sees_the_vip_answer() {
+    let node = node();
+    let v4 = ("10.244.1.5", WEB, ["10.244.2.1:8080", "10.244.2.2:8080"]);
+    let v6 = ("[fd00:244::99]", "[fd00:10::1]:80", ["[fd00:244::1]:8080", "[fd00:244::2]:8080"]);
+    for (client, vip, backends) in [v4, v6] {
+        let mut hits = HashMap::new();
+        for port in 10_000..11_000 {
+            let client = format!("{client}:{port}");
+            *hits.entry(connect(&node, &client, vip)).or_insert(0) += 1;
+        }
+        let hits = backends.map(|backend| hits.remove(backend).unwrap_or(0));
+        // Standard deviation of a fair choice: 16.
+        assert!(
+            hits.iter().all(|hits| (420..=580).contains(hits)) && hits.iter().sum::<i32>() == 1000,
+            "{hits:?}"
+        );
+    }
+    let counted = node.counted();
+    assert_eq!((counted.connections, counted.packets, counted.reply_packets), (2000, 4000, 2000));
+    assert_eq!(counted.drops, 0);
+}
+
+#[test]
+fn what_is_not_a_service_passes() {
+    let node = node();
+    for (to, protocol) in
+        [("10.96.0.1:81", TCP), ("10.96.0.1:80", UDP), ("10.96.0.9:80", TCP), ("10.244.2.1:8080", TCP)]
+    {
+        assert_eq!(node.enter(CLIENT, to, protocol, SYN), Verdict::Pass, "{to}");
+    }
+    assert_eq!(node.enter(CLIENT, WEB, TCP, ACK), Verdict::Pass, "the middle of somebody else's connection");
+    assert_eq!(node.leave("10.244.2.1:8080", CLIENT, TCP, SYN_ACK), Verdict::Pass);
+}
+
+#[test]
+fn a_service_without_backends_drops() {
+    let node = node();
+    assert_eq!(node.enter(CLIENT, "10.96.0.3:80", TCP, SYN), Verdict::Drop(DropReason::NoBackend));
+    assert_eq!(node.counted().drops, 1);
+}
+
+#[test]
+fn udp_moves_with_the_next_datagram_when_its_backend_is_gone() {
+    let mut node = node();
+    let first = node.reach(CLIENT, DNS, UDP, NONE);
+    assert_eq!(node.leave(&first, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
+    let other = if first == "10.244.2.1:5353" { "10.244.2.2" } else { "10.244.2.1" };
+    web_has(&mut node, &[other]);
+    let second = node.reach(CLIENT, DNS, UDP, NONE);
+    assert_eq!(second, format!("{other}:5353"));
+    assert_eq!(node.leave(&second, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
+    web_has(&mut node, &[]);
+    assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Drop(DropReason::NoBackend));
+}
+
+#[test]
+fn udp_does_not_follow_an_id_to_another_service() {
+    let mut node = node();
+    web_has(&mut node, &["10.244.2.1"]);
+    assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), "10.244.2.1:5353");
+    web_has(&mut node, &[]);
+    node.wait(2);
+    // Enough new backends to take every id that has become free.
+    apply(
+        &mut node.model,
+        slice("alias-4", "alias", "IPv4", &["10.244.3.1", "10.244.3.2", "10.244.3.3", "10.244.3.4"]),
+    );
+    node.settle();
+    assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Drop(DropReason::NoBackend));
+    web_has(&mut node, &["10.244.2.2"]);
+    assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), "10.244.2.2:5353");
+}
+
+#[test]
+fn an_established_connection_keeps_its_backend_to_the_end() {
+    let mut node = node();
+    let backend = connect(&node, CLIENT, WEB);
+    web_has(&mut node, &["10.244.2.9"]);
+    node.wait(30);
+    node.settle();
+    assert_eq!(node.reach(CLIENT, WEB, TCP, ACK), backend);
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), Verdict::Rewrite(end(WEB)));
+    delete::<Service>(&mut node.model, "web");
+    node.settle();
+    close(&node, CLIENT, WEB, &backend);
+    assert_eq!(node.enter("10.244.1.6:40000", WEB, TCP, SYN), Verdict::Pass);
+}
+
+#[test]
+fn a_repeated_syn_moves_to_a_backend_that_lives() {
+    let mut node = node();
+    let first = node.reach(CLIENT, WEB, TCP, SYN);
+    assert_eq!(node.reach(CLIENT, WEB, TCP, SYN), first);
+    web_has(&mut node, &["10.244.2.9"]);
+    assert_eq!(node.reach(CLIENT, WEB, TCP, SYN), "10.244.2.9:8080");
+}
+
+#[test]
+fn a_silent_flow_expires_without_anybody_sweeping() {
+    let node = node();
+    let backend = node.reach(CLIENT, DNS, UDP, NONE);
+    node.wait(30);
+    assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), backend);
+    assert_eq!(node.counted().connections, 1);
+    node.wait(31);
+    node.reach(CLIENT, DNS, UDP, NONE);
+    assert_eq!(node.counted().connections, 2);
+
+    let backend = connect(&node, CLIENT, WEB);
+    node.wait(86_401);
+    assert_eq!(node.enter(CLIENT, WEB, TCP, ACK), Verdict::Pass);
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), Verdict::Pass);
+}
+
+#[test]
+fn a_flow_that_only_the_backend_uses_is_alive() {
+    let node = node();
+    let backend = node.reach(CLIENT, DNS, UDP, NONE);
+    for _ in 0..5 {
+        node.wait(29);
+        assert_eq!(node.leave(&backend, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
+    }
+    assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), backend);
+    assert_eq!(node.counted().connections, 1);
+}
+
+#[test]
+fn one_client_port_through_two_vips_to_one_backend_is_told_apart() {
+    let mut node = node();
+    web_has(&mut node, &["10.244.2.1"]);
+    let backend = connect(&node, CLIENT, WEB);
+    assert_eq!(node.enter(CLIENT, "10.96.0.2:80", TCP, SYN), Verdict::Drop(DropReason::TupleCollision));
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), Verdict::Rewrite(end(WEB)));
+    close(&node, CLIENT, WEB, &backend);
+    assert_eq!(connect(&node, CLIENT, "10.96.0.2:80"), backend);
+}
+
+#[test]
+fn a_client_port_that_is_used_again_opens_a_new_connection() {
+    let mut node = node();
+    let backend = connect(&node, CLIENT, WEB);
+    close(&node, CLIENT, WEB, &backend);
+    web_has(&mut node, &["10.244.2.9"]);
+    assert_eq!(connect(&node, CLIENT, WEB), "10.244.2.9:8080");
+    assert_eq!(node.counted().connections, 2);
+}
+
+#[test]
+fn a_pod_dialled_directly_after_a_close_is_not_translated() {
+    let node = node();
+    let backend = connect(&node, CLIENT, WEB);
+    close(&node, CLIENT, WEB, &backend);
+    assert_eq!(node.enter(CLIENT, &backend, TCP, SYN), Verdict::Pass);
+    assert_eq!(node.leave(&backend, CLIENT, TCP, SYN_ACK), Verdict::Pass);
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), Verdict::Pass);
+}
+
+#[test]
+fn flows_outlive_the_agent() {
+    let mut node = node();
+    let backend = connect(&node, CLIENT, WEB);
+    let resolver = node.reach(CLIENT, DNS, UDP, NONE);
+    node.model = Model::new("node-a", node.memory.restored());
+    list(&mut node.model);
+    node.settle();
+    assert_eq!(node.reach(CLIENT, WEB, TCP, ACK), backend);
+    assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), resolver);
+    assert_eq!(node.counted().connections, 2);
+}
+
+#[test]
+fn filter_bits_live_as_long_as_rows_or_flows_need_them() {
+    let mut node = node();
+    let backend = connect(&node, CLIENT, WEB);
+    delete::<Service>(&mut node.model, "web");
+    delete::<Service>(&mut node.model, "alias");
+    delete::<Service>(&mut node.model, "idle");
+    node.settle();
+    for (days, verdict) in [(0, Verdict::Rewrite(end(WEB))), (2, Verdict::Pass)] {
+        node.wait(10 + days * 86_400);
+        node.sweep();
+        let needed = node.roles_of_flows();
+        node.model.retain_filter(node.clock(), |position| needed.get(&position).copied().unwrap_or_default());
+        node.settle();
+        assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), verdict);
+    }
+    assert!(
+        node.memory.filter.values().all(|line| line.roles.iter().all(|roles| *roles == AddressRoles::NONE))
+    );
+}
