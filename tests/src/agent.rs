@@ -229,7 +229,7 @@ fn unique_name(node: &Node) -> Result<String> {
         match fs::create_dir(files.join(&name)) {
             // (No dots: bpffs reserves them.)
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                name = format!("{}-{number}", node.name)
+                name = format!("{}-{number}", node.name);
             }
             result => {
                 result.with_context(|| format!("make a directory for {name}"))?;

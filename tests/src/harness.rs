@@ -16,11 +16,7 @@ use crate::{deployment::Deployment, sandbox::Sandbox, topology::Cluster};
 /// If the test fails. It does so while the cluster stands, so that whatever is dropped with it can tell its story.
 pub fn with_cluster(nodes: u8, test: impl FnOnce(&Cluster) -> Result<()>) {
     if let Err(reason) = requirements() {
-        // Past the test harness, which hides what passing tests print: a skipped test must not look like a
-        // passed one.
-        let name = std::thread::current().name().unwrap_or("test").to_owned();
-        drop(writeln!(io::stderr(), "skipped {name}: {reason:#}"));
-        return;
+        return skipped(&reason);
     }
     let cluster = Cluster::new(nodes).unwrap_or_else(|error| panic!("{error:#}"));
     if let Err(error) = test(&cluster) {
@@ -42,6 +38,13 @@ pub fn with_agents(nodes: u8, test: impl FnOnce(&Cluster, &mut Deployment) -> Re
         }
         Ok(())
     });
+}
+
+/// Says that the running test is skipped, and why.
+pub fn skipped(reason: &anyhow::Error) {
+    // Past the test harness, which hides what passing tests print: a skipped test must not look like a passed one.
+    let name = std::thread::current().name().unwrap_or("test").to_owned();
+    drop(writeln!(io::stderr(), "skipped {name}: {reason:#}"));
 }
 
 /// Whether the test bed can work here.

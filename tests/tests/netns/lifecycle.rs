@@ -1,5 +1,7 @@
 //! The datapath does not need the agent.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     counters,
@@ -74,9 +76,16 @@ fn a_killed_and_restarted_agent_loses_no_transfer_and_no_new_connection() {
 
         // Connections are made all through the restart, not only before and after it.
         agents.agents.iter_mut().try_for_each(|agent| agent.resume())?;
+        let restarted = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let connecting = scope.spawn(|| new_connections(from, &service));
+            let connecting = scope.spawn(|| {
+                while !restarted.load(Ordering::Relaxed) {
+                    new_connections(from, &service)?;
+                }
+                Ok(())
+            });
             let synced = agents.agents.iter_mut().try_for_each(|agent| agent.wait_until_synced());
+            restarted.store(true, Ordering::Relaxed);
             let connected = connecting.join();
             synced.and(connected.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked)))
         })?;
@@ -120,10 +129,14 @@ fn an_agent_catches_up_with_what_changed_while_it_was_down() {
         agents.serve(&deleted)?;
         agents.agents.iter_mut().try_for_each(|agent| agent.kill())?;
         agents.agents.iter().try_for_each(|agent| agent.manifests.withdraw(&deleted))?;
-        agents.publish(&service.clone().without("near"))?;
+        let changed = service.without("near");
+        agents.publish(&changed)?;
         agents.agents.iter_mut().try_for_each(|agent| agent.resume())?;
-        agents.withdraw(&deleted)?;
-        expect_obedience(agents, from, &service)
+        for agent in &agents.agents {
+            agent.wait_for_service(&changed)?;
+            agent.wait_for_absence(&deleted)?;
+        }
+        new_connections(from, &changed)
     });
 }
 

@@ -1,8 +1,9 @@
 //! The agent and its programs on nodes made of network namespaces, with real sockets at both ends.
 //!
 //! One file per question: is it reached ([`reach`]), by whom ([`spread`]), does it hold ([`load`]), does it follow
-//! changes ([`endpoints`], [`devices`], [`manifests`]), and does it outlive the agent ([`lifecycle`]).
+//! changes ([`endpoints`], [`devices`], [`manifests`]), and does it outlive the agent ([`lifecycle`]). And [`demo`]: does the demo tell the truth.
 
+mod demo;
 mod devices;
 mod endpoints;
 mod lifecycle;
