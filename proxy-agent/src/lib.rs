@@ -20,12 +20,33 @@ pub fn report(error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        // Transparent wrappers repeat the error that they wrap.
-        if !text.ends_with(&next) {
+        // Some errors quote what caused them.
+        if !text.contains(&next) {
             text.push_str(": ");
             text.push_str(&next);
         }
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("inner ({0})")]
+    struct Inner(#[source] io::Error);
+
+    #[test]
+    fn causes_are_told_once() {
+        let error = Outer(Inner(io::Error::other("disk on fire")));
+        assert_eq!(report(&error), "outer: inner (disk on fire)");
+    }
 }
