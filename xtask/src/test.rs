@@ -6,14 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use serde_json::Value;
 
 use crate::bpf::{self, Features};
-use crate::process::{Privilege, cargo, report, run, workspace};
+use crate::process::{Privilege, cargo, query, report, run};
 use crate::setup;
 use crate::steps::Steps;
 
@@ -53,16 +53,17 @@ impl Level {
     fn targets(self) -> Result<Vec<String>> {
         Ok(match self {
             Self::Unit => {
-                let mut names = BTreeSet::new();
-                for member in ["proxy-common", "proxy-model", "proxy-agent"] {
-                    names.append(&mut integration_tests(member)?);
-                }
+                let names = integration_tests()?.into_iter().filter(|test| test.package != TEST_BED);
+                let names = names.map(|test| test.name);
                 ["--lib".to_owned(), "--bins".to_owned()].into_iter().chain(named(names)).collect()
             }
             Self::Netns => {
                 // What the test bed has besides the other levels are tests of the bed itself.
-                let mut names = integration_tests("tests")?;
-                names.retain(|name| [Self::Program, Self::Api].iter().all(|level| level.name() != name));
+                let other_levels = [Self::Program.name(), Self::Api.name()];
+                let names = integration_tests()?.into_iter().filter(|test| test.package == TEST_BED);
+                let mut names: BTreeSet<String> = names.map(|test| test.name).collect();
+                names.retain(|name| !other_levels.contains(&name.as_str()));
+                // Never none: without a target cargo would run everything.
                 names.insert(self.name().to_owned());
                 named(names).collect()
             }
@@ -113,23 +114,56 @@ fn run_level(level: Level, arguments: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// The names of a member's integration tests.
-fn integration_tests(member: &str) -> Result<BTreeSet<String>> {
-    let directory = workspace().join(member).join("tests");
-    if !directory.is_dir() {
-        return Ok(BTreeSet::new());
-    }
-    let mut names = BTreeSet::new();
-    for file in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
-        let path = file?.path();
-        let is_file = path.extension().is_some_and(|extension| extension == "rs");
-        if let (true, Some(name)) = (is_file || path.join("main.rs").is_file(), path.file_stem()) {
-            names.insert(name.to_string_lossy().into_owned());
+/// A file of integration tests.
+#[derive(Debug, PartialEq, Eq)]
+struct IntegrationTest {
+    package: String,
+    name: String,
+}
+
+/// The workspace's integration tests, as cargo sees them.
+fn integration_tests() -> Result<Vec<IntegrationTest>> {
+    let metadata = query(cargo().args(["metadata", "--no-deps", "--format-version=1"]));
+    tests_in(&metadata.context("`cargo metadata` failed")?)
+}
+
+fn tests_in(metadata: &str) -> Result<Vec<IntegrationTest>> {
+    let metadata: Value = serde_json::from_str(metadata).context("cannot read what `cargo metadata` says")?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut tests = Vec::new();
+    for package in list(&metadata["packages"]) {
+        for target in list(&package["targets"]) {
+            let is_test = list(&target["kind"]).iter().any(|kind| kind == "test");
+            if let (true, Some(package), Some(name)) =
+                (is_test, package["name"].as_str(), target["name"].as_str())
+            {
+                tests.push(IntegrationTest { package: package.to_owned(), name: name.to_owned() });
+            }
         }
     }
-    Ok(names)
+    Ok(tests)
 }
 
 fn named(names: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
     names.into_iter().flat_map(|name| ["--test".to_owned(), name])
+}
+
+/// The package whose integration tests are the levels that need a kernel.
+const TEST_BED: &str = "sluice-tests";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integration_tests_are_told_from_other_targets() {
+        let metadata = r#"{"packages": [
+            {"name": "proxy-model", "targets": [
+                {"kind": ["lib"], "name": "proxy_model"},
+                {"kind": ["test"], "name": "model", "src_path": "/proxy-model/tests/main.rs"}]},
+            {"name": "sluice-tests", "targets": [{"kind": ["test"], "name": "netns"}]}]}"#;
+        let tests = tests_in(metadata).unwrap();
+        let tests: Vec<_> = tests.iter().map(|test| (test.package.as_str(), test.name.as_str())).collect();
+        assert_eq!(tests, [("proxy-model", "model"), (TEST_BED, "netns")]);
+    }
 }
