@@ -86,6 +86,10 @@ impl<T: Table> Delta<T> {
             }
             None => {}
         }
+        // Everything is pending once, at the start; that room is not needed again.
+        if self.pending.is_empty() {
+            self.pending.shrink_to(1024);
+        }
     }
 
     /// The entries that the table contains, in no order.

@@ -86,3 +86,43 @@ fn one_service_port_too_many_is_named() {
     );
     assert_eq!(memory.frontends.len(), 16_384);
 }
+
+#[test]
+fn a_service_that_does_not_fit_leaves_its_old_address_to_the_next_in_good_order() {
+    let (mut model, mut memory) = empty();
+    replace(
+        &mut model,
+        vec![service("a", "10.96.0.1"), service("b", "10.96.0.2"), service("big", "10.96.0.3")],
+        vec![many("big", Backends::CAPACITY - 3), slice("a", &["10.0.0.1"])],
+    );
+    assert!(settle(&mut model, Duration::ZERO, &mut memory).is_empty());
+    memory.checks = Checks::EveryWrite;
+    // A change of `a` stops half way, before the flip.
+    apply(&mut model, slice("a", &["10.0.0.1", "10.0.0.2"]));
+    model.plan(Duration::ZERO);
+    memory.failures = (memory.attempts + 2..memory.attempts + 100).collect();
+    assert_eq!(model.commit(Duration::ZERO, &mut memory).len(), 1);
+    memory.failures.clear();
+    // Then it moves and grows beyond what is free, and `b` gets its address and the last id.
+    apply(&mut model, service("a", "10.96.0.9"));
+    apply(&mut model, slice("a", &["10.0.0.3", "10.0.0.4"]));
+    apply(&mut model, service("b", "10.96.0.1"));
+    apply(&mut model, slice("b", &["10.0.0.5"]));
+    assert_eq!(
+        settle(&mut model, Duration::ZERO, &mut memory),
+        ["default/a:http/TCP/IPv4: no room for 2 more backends"]
+    );
+    let first = |memory: &Memory| memory.render().lines().next().unwrap().to_owned();
+    assert_eq!(first(&memory), "10.96.0.1:80/TCP default/b:http/TCP/IPv4 -> 10.0.0.5:8080");
+    memory.checks = Checks::Off;
+    apply(&mut model, many("big", 10));
+    settle(&mut model, Duration::from_secs(1), &mut memory);
+    settle(&mut model, Duration::from_secs(2), &mut memory);
+    assert!(
+        memory.render().contains("10.96.0.9:80/TCP default/a:http/TCP/IPv4 -> 10.0.0.3:8080, 10.0.0.4:8080"),
+        "{}",
+        first(&memory)
+    );
+    assert_eq!(memory.live(), 13);
+    assert!(!model.is_unfinished());
+}

@@ -215,3 +215,21 @@ proptest! {
         repaired(memory);
     }
 }
+
+#[test]
+fn leftover_backends_live_until_no_frontend_leads_to_them() {
+    for failing in 0..40 {
+        let mut memory = good();
+        memory.names.clear();
+        memory.checks = Checks::Off;
+        let mut model = started_on(memory.restored());
+        model.plan(Duration::ZERO);
+        memory.failures = [memory.attempts + failing].into();
+        let failed = model.commit(Duration::ZERO, &mut memory).len();
+        assert!(failed > 0 || !model.is_unfinished());
+        assert!(!memory.render().contains("gone"), "write {failing} failed:\n{}", memory.render());
+        memory.failures.clear();
+        settle(&mut model, Duration::ZERO, &mut memory);
+        assert_eq!(memory.render(), EXPECTED);
+    }
+}

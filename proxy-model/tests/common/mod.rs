@@ -166,7 +166,9 @@ impl Io for Memory {
 
     fn reset_traffic(&mut self, service: ServiceId) -> Result<(), Refused> {
         self.attempt()?;
-        assert!(self.frontends.values().all(|row| row.service != service), "{service:?} is counting");
+        if self.checks == Checks::EveryWrite {
+            assert!(self.frontends.values().all(|row| row.service != service), "{service:?} is counting");
+        }
         self.resets.push(service);
         Ok(())
     }
