@@ -272,8 +272,11 @@ impl Model {
                 None => (Vec::new(), Chosen::new(), Vec::new()),
             };
             if let Err(misfit) = self.plan_port(&port, &keys, &chosen, now) {
+                // Room may come by itself, a shorter name does not.
+                if misfit != Misfit::NameTooLong {
+                    self.unfit.insert(service.clone());
+                }
                 problems.push(misfit);
-                self.unfit.insert(service.clone());
                 if !self.programmed.contains_key(&port) {
                     let affected = self.claims.set(&port, None, &[]);
                     dirty.extend(affected.into_iter().map(|other| other.service));
