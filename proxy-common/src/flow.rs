@@ -18,11 +18,13 @@ use crate::{
 pub struct Ticks(pub u32);
 
 impl Ticks {
-    /// How long before `now` this time was.
+    /// How long before `now` this time was; nothing if it was after. A reader's `now` is a moment old when it comes
+    /// to an entry that another CPU keeps touching, and the difference of the two must not wrap to 49 days.
     #[must_use]
     #[inline(always)]
     pub const fn age(self, now: Self) -> Self {
-        Self(now.0.wrapping_sub(self.0))
+        let age = now.0.wrapping_sub(self.0);
+        if age > i32::MAX.cast_unsigned() { Self(0) } else { Self(age) }
     }
 
     /// Whether this duration is longer than `other`.
@@ -331,5 +333,13 @@ mod tests {
         let entry = FlowEntry { last_seen: Ticks(u32::MAX - 5), timeout: Ticks(10), ..FlowEntry::default() };
         assert!(!entry.is_idle(Ticks(4)));
         assert!(entry.is_idle(Ticks(5)));
+    }
+
+    #[test]
+    fn an_entry_touched_after_the_clock_was_read_is_alive() {
+        let entry = FlowEntry { last_seen: Ticks(7), timeout: Ticks(10), ..FlowEntry::default() };
+        assert!(!entry.is_idle(Ticks(6)));
+        let wrapped = FlowEntry { last_seen: Ticks(2), ..entry };
+        assert!(!wrapped.is_idle(Ticks(u32::MAX)));
     }
 }
