@@ -42,6 +42,13 @@ pub const fn apply(field: u16, diff: u32) -> u16 {
     !fold16(!field as u64 + diff as u64)
 }
 
+/// The checksum of what adds up to `sum`, which is made of words of any width in memory order.
+#[must_use]
+#[inline(always)]
+pub const fn of(sum: u64) -> u16 {
+    !fold16(sum)
+}
+
 /// A sum with end-around carries, to 32 bits.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "folding is what makes it fit")]

@@ -38,8 +38,10 @@ pub enum Verdict {
     Pass,
     /// Give it this destination (at ingress) or this source (at egress).
     Rewrite(Endpoint),
-    /// Drop it.
+    /// Drop it without a word.
     Drop(DropReason),
+    /// Drop it and tell the sender that nobody listens there (NOEP-01).
+    Refuse(DropReason),
 }
 
 /// An entry of the flow table, where it lies.
@@ -206,7 +208,10 @@ pub fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
         }
         Err(reason) => {
             tables.count_drop(service);
-            Verdict::Drop(reason)
+            match reason {
+                DropReason::NoBackend => Verdict::Refuse(reason),
+                _ => Verdict::Drop(reason),
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod hooks;
 mod maps;
 mod packet;
 mod parse;
+mod refuse;
 mod rewrite;
 mod wire;
 

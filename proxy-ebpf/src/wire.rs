@@ -105,6 +105,48 @@ pub(crate) fn transport_checksum(protocol: Protocol) -> (usize, ChecksumKind) {
     }
 }
 
+/// What precedes a quoted IPv4 packet in "port unreachable" (RFC 792): network header and ICMP header.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv4Unreachable {
+    network: Ipv4View,
+    icmp: Icmp,
+}
+
+/// The same for IPv6 (RFC 4443 3.1).
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv6Unreachable {
+    network: Ipv6View,
+    icmp: Icmp,
+}
+
+/// Header of an ICMP error.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C, packed(2))]
+struct Icmp {
+    kind: u8,
+    code: u8,
+    check: u16,
+    unused: u32,
+}
+
+impl Icmp {
+    /// Finished with the checksum over itself and whatever else adds up to `sum`.
+    #[inline(always)]
+    fn new(kind: u8, code: u8, sum: u64) -> Self {
+        let first = u64::from(u16::from_ne_bytes([kind, code]));
+        Self { kind, code, check: checksum::of(first + sum), unused: 0 }
+    }
+}
+
+/// The sum of an address, as four words.
+#[inline(always)]
+fn sum(addr: Addr) -> u64 {
+    let [a, b, c, d] = addr.words();
+    u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d)
+}
+
 /// What a network header says.
 pub(crate) struct Network {
     pub(crate) source: Addr,
@@ -118,6 +160,11 @@ pub(crate) struct Network {
 pub(crate) trait IpHeader {
     /// What an address change does to the sum over the whole packet.
     const NETWORK_SUM: NetworkSum;
+    /// What precedes a quoted packet in an answer that says "port unreachable".
+    type Unreachable: IntoBytes + Immutable;
+
+    /// Says that nobody listens at `from`, to `to`. The quoted packet is `length` bytes that add up to `quoted`.
+    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Self::Unreachable;
 
     /// Reads the header at `at`; `None` if the packet is cut short, a fragment, or has more extension headers
     /// than are worth following.
@@ -146,6 +193,33 @@ impl Ipv4 {
 
 impl IpHeader for Ipv4 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
+    type Unreachable = Ipv4Unreachable;
+
+    #[inline(always)]
+    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Unreachable {
+        const DONT_FRAGMENT: Be16 = Be16::from_host(0x4000);
+        let total = size_of::<Ipv4Unreachable>() as u16 + length;
+        let [_, _, _, source] = from.words();
+        let [_, _, _, destination] = to.words();
+        let mut network = Ipv4View {
+            version_ihl: 0x45,
+            // Internetwork control (RFC 1812 4.3.2.5).
+            _tos: 0xc0,
+            _total_length: Be16::from_host(total),
+            _id: Be16::from_host(0),
+            fragment: DONT_FRAGMENT,
+            _ttl: 64,
+            protocol: IpProto::Icmp as u8,
+            check: 0,
+            source: zerocopy::transmute!(source),
+            destination: zerocopy::transmute!(destination),
+        };
+        let first = u64::from(u16::from_ne_bytes([0x45, 0xc0])) + u64::from(network._total_length.raw());
+        let middle =
+            u64::from(DONT_FRAGMENT.raw()) + u64::from(u16::from_ne_bytes([64, IpProto::Icmp as u8]));
+        network.check = checksum::of(first + middle + u64::from(source) + u64::from(destination));
+        Ipv4Unreachable { network, icmp: Icmp::new(3, 3, quoted) }
+    }
 
     #[inline(always)]
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
@@ -195,6 +269,25 @@ impl Ipv6 {
 
 impl IpHeader for Ipv6 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Absent;
+    type Unreachable = Ipv6Unreachable;
+
+    #[inline(always)]
+    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv6Unreachable {
+        let payload = Be16::from_host(size_of::<Icmp>() as u16 + length);
+        let next_header = IpProto::Ipv6Icmp as u8;
+        let network = Ipv6View {
+            version_class: 0x60,
+            _class_flow: 0,
+            _flow: 0,
+            _payload_length: payload,
+            next_header,
+            _hop_limit: 64,
+            source: zerocopy::transmute!(from.words()),
+            destination: zerocopy::transmute!(to.words()),
+        };
+        let pseudo = u64::from(payload.raw()) + u64::from(u16::from_ne_bytes([0, next_header]));
+        Ipv6Unreachable { network, icmp: Icmp::new(1, 4, quoted + pseudo + sum(from) + sum(to)) }
+    }
 
     #[inline(always)]
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {

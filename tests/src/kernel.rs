@@ -31,6 +31,8 @@ pub enum Action {
     Next,
     /// Drop it.
     Drop,
+    /// Send it out by another device, or the same.
+    Redirect,
     /// Something else.
     Other(u32),
 }
@@ -154,6 +156,7 @@ impl Kernel {
         let action = match result.return_value {
             u32::MAX => Action::Next,
             2 => Action::Drop,
+            7 => Action::Redirect,
             other => Action::Other(other),
         };
         Ok(Output { action, frame: out })

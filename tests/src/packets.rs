@@ -117,6 +117,61 @@ impl Frame {
         bytes
     }
 
+    /// The ICMP error by which the destination says that nobody listens there (RFC 792, RFC 4443): both MAC addresses
+    /// swapped, and this frame's network and transport headers quoted.
+    #[must_use]
+    pub fn refusal(&self) -> Vec<u8> {
+        let bytes = self.bytes();
+        let (ethernet, packet) = bytes.split_at(EthHdr::LEN);
+        let transport = if matches!(self.transport, Transport::Tcp(_)) { TcpHdr::LEN } else { UdpHdr::LEN };
+        let quoted = |network: usize| &packet[..network + transport];
+        let mut answer = Vec::new();
+        answer.extend(&ethernet[6..12]);
+        answer.extend(&ethernet[..6]);
+        answer.extend(&ethernet[12..]);
+        match (self.destination.ip(), self.source.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let quoted = quoted(Ipv4Hdr::LEN);
+                let length = (Ipv4Hdr::LEN + 8 + quoted.len()) as u16;
+                let mut header = vec![0x45, 0xc0];
+                header.extend(length.to_be_bytes());
+                header.extend([0, 0, 0x40, 0, 64, IpProto::Icmp as u8, 0, 0]);
+                header.extend(from.octets());
+                header.extend(to.octets());
+                let check = checksum(&header);
+                header[10..12].copy_from_slice(&check.to_be_bytes());
+                let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
+                icmp.extend(quoted);
+                let check = checksum(&icmp);
+                icmp[2..4].copy_from_slice(&check.to_be_bytes());
+                answer.extend(header);
+                answer.extend(icmp);
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let quoted = quoted(Ipv6Hdr::LEN);
+                let length = (8 + quoted.len()) as u16;
+                let mut icmp = vec![1, 4, 0, 0, 0, 0, 0, 0];
+                icmp.extend(quoted);
+                let mut covered = Vec::new();
+                covered.extend(from.octets());
+                covered.extend(to.octets());
+                covered.extend(length.to_be_bytes());
+                covered.extend([0, IpProto::Ipv6Icmp as u8]);
+                covered.extend(&icmp);
+                let check = checksum(&covered);
+                icmp[2..4].copy_from_slice(&check.to_be_bytes());
+                answer.extend([0x60, 0, 0, 0]);
+                answer.extend(length.to_be_bytes());
+                answer.extend([IpProto::Ipv6Icmp as u8, 64]);
+                answer.extend(from.octets());
+                answer.extend(to.octets());
+                answer.extend(icmp);
+            }
+            (from, to) => panic!("{from} and {to} are of different families"),
+        }
+        answer
+    }
+
     fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Tcp(_) => IpProto::Tcp as u8,

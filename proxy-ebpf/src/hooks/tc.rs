@@ -14,6 +14,7 @@ use proxy_common::{
 use crate::{
     maps::{self, Maps},
     parse::{self, HEADERS},
+    refuse,
     rewrite::{self, End},
     wire::{Ipv4, Ipv6},
 };
@@ -27,7 +28,7 @@ const IPV6: u32 = EtherType::Ipv6 as u32;
 #[inline(always)]
 pub(crate) fn run(ctx: &TcContext, hook: Hook) -> i32 {
     match balance(ctx, hook) {
-        Ok(()) => NEXT,
+        Ok(action) => action,
         Err(reason) => {
             maps::count_drop(reason);
             TC_ACT_SHOT
@@ -37,10 +38,10 @@ pub(crate) fn run(ctx: &TcContext, hook: Hook) -> i32 {
 
 /// Parse, decide, rewrite. Headers differ by family, the decision does not: it stands here once.
 #[inline(always)]
-fn balance(ctx: &TcContext, hook: Hook) -> Result<(), DropReason> {
+fn balance(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
     let family = ctx.skb.protocol();
     if family != IPV4 && family != IPV6 {
-        return Ok(());
+        return Ok(NEXT);
     }
     // A driver may leave headers in fragments; what the packet does not have cannot be pulled.
     let linear = ctx.data_end().wrapping_sub(ctx.data());
@@ -48,22 +49,30 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<(), DropReason> {
         && linear < ctx.len() as usize
         && ctx.pull_data(ctx.len().min(HEADERS as u32)).is_err()
     {
-        return Ok(());
+        return Ok(NEXT);
     }
     let parsed = match family {
         IPV4 => parse::parse::<_, Ipv4>(ctx, EthHdr::LEN, hook),
         _ => parse::parse::<_, Ipv6>(ctx, EthHdr::LEN, hook),
     };
     let Some(parsed) = parsed else {
-        return Ok(());
+        return Ok(NEXT);
     };
     let (verdict, end) = match hook {
         Hook::INGRESS => (lb::ingress(&Maps, &parsed.packet), End::Destination),
         _ => (lb::egress(&Maps, &parsed.packet), End::Source),
     };
     let new = match verdict {
-        Verdict::Pass => return Ok(()),
+        Verdict::Pass => return Ok(NEXT),
         Verdict::Drop(reason) => return Err(reason),
+        Verdict::Refuse(reason) => {
+            let answered = match family {
+                IPV4 => refuse::refuse::<Ipv4>(ctx, &parsed),
+                _ => refuse::refuse::<Ipv6>(ctx, &parsed),
+            };
+            maps::count_drop(reason);
+            return Ok(answered.unwrap_or(TC_ACT_SHOT));
+        }
         Verdict::Rewrite(new) => new,
     };
     #[cfg(feature = "log")]
@@ -75,6 +84,7 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<(), DropReason> {
         IPV4 => rewrite::rewrite::<_, Ipv4>(ctx, &parsed, end, new),
         _ => rewrite::rewrite::<_, Ipv6>(ctx, &parsed, end, new),
     }
+    .map(|()| NEXT)
     .ok_or(DropReason::RewriteFailed)
 }
 

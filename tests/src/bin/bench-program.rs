@@ -120,7 +120,14 @@ impl Bench {
         }
         let (overhead, _) = self.gross(&self.empty.try_clone()?, &frame)?;
         let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
-        Ok(Report { kernel: release, cpu: cpu(), runs: self.args.runs, packets: self.args.packets, overhead, cases })
+        Ok(Report {
+            kernel: release,
+            cpu: cpu(),
+            runs: self.args.runs,
+            packets: self.args.packets,
+            overhead,
+            cases,
+        })
     }
 
     fn measure_family(&mut self, v6: bool, protocol: Protocol, cases: &mut Vec<Figure>) -> Result<()> {
@@ -168,7 +175,10 @@ impl Bench {
             self.aim(&fd)?;
             let gross = self.time(NEW_FLOWS)?;
             let (entries, drops) = (self.kernel.flows()?.len(), self.kernel.drops()?);
-            ensure!(entries == 2 * NEW_FLOWS as usize, "{NEW_FLOWS} packets made {entries} entries; drops: {drops:?}");
+            ensure!(
+                entries == 2 * NEW_FLOWS as usize,
+                "{NEW_FLOWS} packets made {entries} entries; drops: {drops:?}"
+            );
             self.prepare(frame, true)?;
             let empty = self.empty.try_clone()?;
             self.aim(&empty)?;
@@ -210,7 +220,8 @@ impl Bench {
             *word = u64::from_ne_bytes(chunk.try_into()?);
         }
         self.frame.clone_from(&bytes);
-        let mut packet: Array<&mut MapData, [u64; RESTORED / 8]> = map(&mut self.ebpf, "PACKET")?.try_into()?;
+        let mut packet: Array<&mut MapData, [u64; RESTORED / 8]> =
+            map(&mut self.ebpf, "PACKET")?.try_into()?;
         packet.set(0, words, 0)?;
         let port_at = if frame.source.is_ipv4() { 34 } else { 54 };
         let mut variation: Array<&mut MapData, [u64; 2]> = map(&mut self.ebpf, "VARY")?.try_into()?;
@@ -231,7 +242,11 @@ impl Bench {
         let before = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
         let result = driver.test_run(options)?;
         let after = Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?);
-        ensure!(result.return_value == u32::MAX, "the last packet was not passed on: {:#x}", result.return_value);
+        ensure!(
+            result.return_value == u32::MAX,
+            "the last packet was not passed on: {:#x}",
+            result.return_value
+        );
         Ok((after - before).as_nanos() as f64 / f64::from(repeat))
     }
 }

@@ -71,13 +71,13 @@ fn what_is_not_a_service_passes_untouched() {
 }
 
 #[test]
-fn a_service_without_backends_drops_and_counts() {
+fn a_service_without_backends_refuses_and_counts() {
     for_each(|case| {
         case.serve(0)?;
         let first = case.first();
         let dropped = ServiceCounters { drops: 1, ..NOTHING };
         let out = case.counting(dropped, &[(DropReason::NoBackend, 1)], |case| case.ingress(&first))?;
-        ensure!(out.action == Action::Drop, "{out:02x?}");
+        ensure!(out == Output { action: Action::Redirect, frame: first.refusal() }, "{out:02x?}");
         ensure!(case.kernel.flows()?.is_empty(), "flows: {:?}", case.kernel.flows()?);
         Ok(())
     });
