@@ -69,7 +69,7 @@ impl Table for Slots {
     type Value = BackendId;
     const NAME: &'static str = "SLOTS";
     const KIND: TableKind = TableKind::Array;
-    const CAPACITY: u32 = 262_144;
+    const CAPACITY: u32 = 524_288;
 }
 
 /// Backend id -> backend. Written by the agent; read for each new flow and each packet of a UDP flow.
@@ -81,7 +81,7 @@ impl Table for Backends {
     type Value = Backend;
     const NAME: &'static str = "BACKENDS";
     const KIND: TableKind = TableKind::Array;
-    const CAPACITY: u32 = 65_536;
+    const CAPACITY: u32 = 262_144;
 }
 
 /// Tuple at a hook -> its translation, one entry per direction. Written by the datapath; the agent removes
@@ -110,10 +110,10 @@ impl Table for AddressFilter {
     const CAPACITY: u32 = LINES;
 }
 
-/// Longest service name: namespace (63) / service (63) : port (63), and the separators.
-pub const NAME_BYTES: usize = 192;
+/// Room for the longest name: namespace, service and port of 63 bytes each, protocol, family, separators.
+pub const NAME_BYTES: usize = 208;
 
-/// Service id -> `namespace/service:port`, padded with zeros. Written and read by the agent alone; it makes the
+/// Service id -> `namespace/service:port/protocol/family`, padded with zeros. Written and read by the agent alone; it makes the
 /// kernel's tables readable without the API, and a restarted agent finds its ids by it.
 #[derive(Debug)]
 pub enum ServiceNames {}

@@ -137,9 +137,9 @@ fn what_is_not_a_service_passes() {
 }
 
 #[test]
-fn a_service_without_backends_drops() {
+fn a_service_without_backends_refuses() {
     let node = node();
-    assert_eq!(node.enter(CLIENT, "10.96.0.3:80", TCP, SYN), Verdict::Drop(DropReason::NoBackend));
+    assert_eq!(node.enter(CLIENT, "10.96.0.3:80", TCP, SYN), Verdict::Refuse(DropReason::NoBackend));
     assert_eq!(node.counted().drops, 1);
 }
 
@@ -154,7 +154,7 @@ fn udp_moves_with_the_next_datagram_when_its_backend_is_gone() {
     assert_eq!(second, format!("{other}:5353"));
     assert_eq!(node.leave(&second, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
     web_has(&mut node, &[]);
-    assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Drop(DropReason::NoBackend));
+    assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Refuse(DropReason::NoBackend));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn udp_does_not_follow_an_id_to_another_service() {
         slice("alias-4", "alias", "IPv4", &["10.244.3.1", "10.244.3.2", "10.244.3.3", "10.244.3.4"]),
     );
     node.settle();
-    assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Drop(DropReason::NoBackend));
+    assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Refuse(DropReason::NoBackend));
     web_has(&mut node, &["10.244.2.2"]);
     assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), "10.244.2.2:5353");
 }
