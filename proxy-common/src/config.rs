@@ -4,10 +4,35 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow::{FlowState, Ticks};
 
-/// How long a flow may stay silent, by state; value of the settings table.
+/// Settings of the datapath; value of the settings table.
 ///
 /// A table rather than read-only memory of the programs, because ticks per second are known only after asking
 /// the running kernel, by a program of the same object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NodeSettings {
+    /// How long flows may stay silent.
+    pub timeouts: Timeouts,
+    /// Ticks of the kernel's clock per second.
+    pub ticks_per_second: u32,
+}
+
+impl NodeSettings {
+    /// The defaults for a kernel whose clock ticks `hz` times a second.
+    #[must_use]
+    pub const fn new(hz: u32) -> Self {
+        Self { timeouts: Timeouts::kube_proxy(hz), ticks_per_second: hz }
+    }
+
+    /// A duration in ticks.
+    #[must_use]
+    #[inline(always)]
+    pub const fn ticks(&self, seconds: u32) -> Ticks {
+        Ticks(seconds.saturating_mul(self.ticks_per_second))
+    }
+}
+
+/// How long a flow may stay silent, by state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Timeouts {

@@ -14,12 +14,20 @@ pub enum DropReason {
     BrokenTable = 3,
     /// The packet changed under the program between parsing and rewriting. Never anything but 0.
     RewriteFailed = 4,
+    /// A policy keeps the service's traffic on this node, and none of its backends is here.
+    NoLocalBackend = 5,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 5] =
-        [Self::NoBackend, Self::FlowTableFull, Self::TupleCollision, Self::BrokenTable, Self::RewriteFailed];
+    pub const ALL: [Self; 6] = [
+        Self::NoBackend,
+        Self::FlowTableFull,
+        Self::TupleCollision,
+        Self::BrokenTable,
+        Self::RewriteFailed,
+        Self::NoLocalBackend,
+    ];
 
     /// The name used in output and metrics.
     #[must_use]
@@ -30,6 +38,7 @@ impl DropReason {
             Self::TupleCollision => "tuple_collision",
             Self::BrokenTable => "broken_table",
             Self::RewriteFailed => "rewrite_failed",
+            Self::NoLocalBackend => "no_local_backend",
         }
     }
 }

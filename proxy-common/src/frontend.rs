@@ -50,21 +50,47 @@ impl FrontendKey {
     }
 }
 
-/// How to serve a frontend; value of the frontend table. 16 bytes.
+/// What a frontend does beyond choosing a backend, as bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct FrontendFlags(pub u32);
+
+impl FrontendFlags {
+    /// Without backends in this frontend's set, drop without a word: a policy keeps traffic on this node, and the
+    /// backends are elsewhere (NOEP-04). Otherwise refuse.
+    pub const DROP_WHEN_EMPTY: Self = Self(1);
+
+    /// Whether all bits of `other` are set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl core::fmt::Debug for FrontendFlags {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(if self.contains(Self::DROP_WHEN_EMPTY) { "drop-when-empty" } else { "none" })
+    }
+}
+
+/// How to serve a frontend; value of the frontend table. 20 bytes.
 ///
 /// One value, so one map write switches a service to a new set of backends: a packet sees the old set or the
 /// new one, never a mixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Frontend {
-    /// The service port, for counters and names.
+    /// The service port, for counters, names and session affinity.
     pub service: ServiceId,
     /// First entry of this set in the slot table.
     pub slot_base: u32,
-    /// Number of entries; 0 means that connections are refused.
+    /// Number of entries; 0 means that connections are refused, or dropped if the flags say so.
     pub slot_count: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// How many seconds a client stays with its backend after its last new connection; 0 without session affinity.
+    pub affinity: u32,
+    /// The rest.
+    pub flags: FrontendFlags,
 }
 
 impl Frontend {

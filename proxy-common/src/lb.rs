@@ -11,11 +11,11 @@
 
 use crate::{
     addr::Addr,
-    backend::{Backend, BackendId},
+    backend::{Affinity, AffinityKey, Backend, BackendId},
     drop::DropReason,
     filter::AddressRoles,
     flow::{Direction, FlowEntry, FlowState, TcpFlags, Ticks},
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
@@ -97,6 +97,12 @@ pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// The backend in a slot.
     fn slot(&self, index: u32) -> Option<BackendId>;
+    /// The mapping of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Writes the mapping of a client. A full table forgets another one.
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
+    /// A duration of so many seconds in ticks.
+    fn seconds(&self, seconds: u32) -> Ticks;
     /// A backend by its id.
     fn backend(&self, id: BackendId) -> Option<Backend>;
     /// Counts a flow that was given a backend.
@@ -198,7 +204,7 @@ pub fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
         return Verdict::Pass;
     };
     let service = frontend.service;
-    match choose(tables, &frontend)
+    match choose(tables, &frontend, key.source)
         .and_then(|(id, backend)| remember(tables, key, service, id, &backend, mode))
     {
         Ok(end) => {
@@ -216,10 +222,52 @@ pub fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
     }
 }
 
-/// A backend of the frontend, each with the same probability (LBAL-01).
+/// The backend that the client is used to, or else any of the frontend's, each with the same probability (LBAL-01).
 #[inline(always)]
-fn choose<T: Tables>(tables: &T, frontend: &Frontend) -> Result<(BackendId, Backend), DropReason> {
-    let slot = frontend.choose(tables.random()).ok_or(DropReason::NoBackend)?;
+fn choose<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    client: Addr,
+) -> Result<(BackendId, Backend), DropReason> {
+    if frontend.affinity == 0 {
+        return draw(tables, frontend);
+    }
+    let key = AffinityKey { client, service: frontend.service };
+    let now = tables.now();
+    let (id, backend) = match familiar(tables, frontend, &key, now) {
+        Some(found) => found,
+        None => draw(tables, frontend)?,
+    };
+    // Every new connection starts the time anew, packets of old ones do not (AFF-05).
+    tables.set_affinity(&key, &Affinity { backend: id, generation: backend.generation, last: now });
+    Ok((id, backend))
+}
+
+/// The backend of the client's last connection, while it lives and the client has not been away too long.
+#[inline(always)]
+fn familiar<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    key: &AffinityKey,
+    now: Ticks,
+) -> Option<(BackendId, Backend)> {
+    let Affinity { backend: id, generation, last } = tables.affinity(key)?;
+    if frontend.slot_count == 0 || last.age(now).exceeds(tables.seconds(frontend.affinity)) {
+        return None;
+    }
+    let backend = tables.backend(id)?;
+    (backend.serves(generation) && backend.service == key.service).then_some((id, backend))
+}
+
+/// Any backend of the frontend.
+#[inline(always)]
+fn draw<T: Tables>(tables: &T, frontend: &Frontend) -> Result<(BackendId, Backend), DropReason> {
+    let nobody = if frontend.flags.contains(FrontendFlags::DROP_WHEN_EMPTY) {
+        DropReason::NoLocalBackend
+    } else {
+        DropReason::NoBackend
+    };
+    let slot = frontend.choose(tables.random()).ok_or(nobody)?;
     let id = tables.slot(slot).ok_or(DropReason::BrokenTable)?;
     let backend = tables.backend(id).ok_or(DropReason::BrokenTable)?;
     Ok((id, backend))

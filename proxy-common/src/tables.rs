@@ -8,8 +8,8 @@ use core::{fmt::Debug, hash::Hash};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    backend::{Backend, BackendId},
-    config::Timeouts,
+    backend::{Affinity, AffinityKey, Backend, BackendId},
+    config::NodeSettings,
     counters::ServiceCounters,
     drop::DropReason,
     filter::{FilterLine, LINES},
@@ -28,6 +28,8 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> MapBytes for T {}
 pub enum TableKind {
     /// Hash table with memory taken as entries come (`BPF_F_NO_PREALLOC`).
     Hash,
+    /// Hash table that forgets the entry used least recently when it is full.
+    LruHash,
     /// Array: every index below the capacity exists.
     Array,
     /// Array with a value per CPU.
@@ -138,16 +140,29 @@ impl Table for ServiceTraffic {
     const CAPACITY: u32 = ServiceNames::CAPACITY;
 }
 
-/// 0 -> timeouts. Written by the agent before the programs are attached, read when a flow changes its state.
+/// 0 -> settings. Written by the agent before the programs are attached, read when a flow changes its state.
 #[derive(Debug)]
 pub enum Settings {}
 
 impl Table for Settings {
     type Key = u32;
-    type Value = Timeouts;
+    type Value = NodeSettings;
     const NAME: &'static str = "SETTINGS";
     const KIND: TableKind = TableKind::Array;
     const CAPACITY: u32 = 1;
+}
+
+/// Client and service port -> its backend. Written by the datapath for services with session affinity. Absence: the
+/// client is new, or was forgotten; a mapping that has expired or whose backend is gone counts as absent.
+#[derive(Debug)]
+pub enum Affinities {}
+
+impl Table for Affinities {
+    type Key = AffinityKey;
+    type Value = Affinity;
+    const NAME: &'static str = "AFFINITIES";
+    const KIND: TableKind = TableKind::LruHash;
+    const CAPACITY: u32 = 65_536;
 }
 
 /// Drop reason -> packets. Written by the datapath, read by the agent.

@@ -8,11 +8,11 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::{bpf_get_prandom_u32, bpf_jiffies64},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use proxy_common::{
     addr::Addr,
-    backend::{Backend, BackendId},
+    backend::{Affinity, AffinityKey, Backend, BackendId},
     counters::ServiceCounters,
     drop::DropReason,
     filter::{AddressRoles, FilterPosition},
@@ -20,7 +20,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{FlowRef, Insert, InsertError, Tables},
     tables::{
-        AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
+        Affinities, AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
         Table,
     },
     tuple::FlowKey,
@@ -31,6 +31,10 @@ type Value<T> = <T as Table>::Value;
 
 const fn hash<T: Table>() -> HashMap<Key<T>, Value<T>> {
     HashMap::with_max_entries(T::CAPACITY, BPF_F_NO_PREALLOC)
+}
+
+const fn lru_hash<T: Table>() -> LruHashMap<Key<T>, Value<T>> {
+    LruHashMap::with_max_entries(T::CAPACITY, 0)
 }
 
 const fn array<T: Table<Key = u32>>() -> Array<Value<T>> {
@@ -55,6 +59,8 @@ static ADDRESS_FILTER: Array<Value<AddressFilter>> = array::<AddressFilter>();
 static SERVICE_NAMES: HashMap<Key<ServiceNames>, Value<ServiceNames>> = hash::<ServiceNames>();
 #[map]
 static SERVICE_TRAFFIC: PerCpuArray<Value<ServiceTraffic>> = per_cpu_array::<ServiceTraffic>();
+#[map]
+static AFFINITIES: LruHashMap<Key<Affinities>, Value<Affinities>> = lru_hash::<Affinities>();
 #[map]
 static SETTINGS: Array<Value<Settings>> = array::<Settings>();
 #[map]
@@ -134,7 +140,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn timeout(&self, state: FlowState) -> Ticks {
-        SETTINGS.get(0).map_or(Ticks::default(), |timeouts| timeouts.of(state))
+        SETTINGS.get(0).map_or(Ticks::default(), |settings| settings.timeouts.of(state))
     }
 
     #[inline(always)]
@@ -176,6 +182,23 @@ impl Tables for Maps {
     #[inline(always)]
     fn slot(&self, index: u32) -> Option<BackendId> {
         SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied out at once. An element that the kernel recycles meanwhile may show another client's
+        // backend, which the caller refuses unless it is of the same service.
+        unsafe { AFFINITIES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        let _forgotten = AFFINITIES.insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn seconds(&self, seconds: u32) -> Ticks {
+        SETTINGS.get(0).map_or(Ticks::default(), |settings| settings.ticks(seconds))
     }
 
     #[inline(always)]

@@ -175,7 +175,7 @@ impl Programmed {
         self.dropped.extend(before);
         self.dropped.retain(|key| !keys.contains(key));
         for &key in keys {
-            let value = Frontend { service: self.id, slot_base: run.base, slot_count: run.len, reserved: 0 };
+            let value = Frontend { service: self.id, slot_base: run.base, slot_count: run.len, ..Frontend::default() };
             tables.want_frontend(key, value);
         }
     }

@@ -65,7 +65,7 @@ fn key(address: [u8; 4]) -> FrontendKey {
 #[test]
 fn frontends_of_a_service_without_a_name_are_deleted() {
     let mut memory = good();
-    let row = Frontend { service: ServiceId(700), slot_base: 5, slot_count: 2, reserved: 0 };
+    let row = Frontend { service: ServiceId(700), slot_base: 5, slot_count: 2, ..Frontend::default() };
     memory.frontends.insert(key([10, 96, 9, 9]), row);
     repaired(memory);
 }
@@ -182,7 +182,7 @@ fn inflict(memory: &mut Memory, damage: Damage) {
         Damage::Frontend { at, service, base, count } => {
             let key = key([10, 96, 0, u8::try_from(at).unwrap()]);
             let row =
-                Frontend { service: ServiceId(service), slot_base: base, slot_count: count, reserved: 0 };
+                Frontend { service: ServiceId(service), slot_base: base, slot_count: count, ..Frontend::default() };
             memory.frontends.insert(key, row);
         }
         Damage::Slot { at, id } => {

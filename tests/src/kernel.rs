@@ -11,14 +11,14 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use proxy_agent::datapath::{self, ArrayTable, Datapath, HashTable, PerCpuTable, Pins, Program};
 use proxy_common::{
     addr::Addr,
-    backend::{Backend, BackendFlags, BackendId, Generation},
+    backend::{Affinity, AffinityKey, Backend, BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
     drop::DropReason,
     endian::Be16,
     filter::{AddressRoles, FilterLine, FilterPosition},
     flow::FlowEntry,
     frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{AddressFilter, Backends, Drops, Flows, Frontends, ServiceTraffic, Slots},
+    tables::{AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceTraffic, Settings, Slots},
     tuple::{Endpoint, FlowKey, Protocol},
 };
 
@@ -51,6 +51,8 @@ pub struct Kernel {
     pins: Pins,
     datapath: Datapath,
     next_slot: u32,
+    /// What [`Kernel::serve`] says of a frontend beyond its backends.
+    pub template: Frontend,
 }
 
 /// The end that an address and port are.
@@ -71,7 +73,7 @@ impl Kernel {
         let name = format!("kernel-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let pins = Pins::new(&Path::new(BPFFS).join(name));
         let datapath = datapath::load(&pins).map_err(|error| anyhow::anyhow!(proxy_agent::report(&error)))?;
-        Ok(Self { pins, datapath, next_slot: 0 })
+        Ok(Self { pins, datapath, next_slot: 0, template: Frontend::default() })
     }
 
     /// Where the maps are pinned.
@@ -110,7 +112,7 @@ impl Kernel {
             self.next_slot += 1;
         }
         let slot_count = self.next_slot - slot_base;
-        let value = Frontend { service, slot_base, slot_count, reserved: 0 };
+        let value = Frontend { service, slot_base, slot_count, ..self.template };
         HashTable::<Frontends>::open(&self.pins)?.put(&FrontendKey::new(end(frontend), protocol), &value)?;
         Ok(())
     }
@@ -160,6 +162,34 @@ impl Kernel {
             other => Action::Other(other),
         };
         Ok(Output { action, frame: out })
+    }
+
+    /// The mapping of a client.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn affinity(&self, key: &AffinityKey) -> Result<Option<Affinity>> {
+        Ok(HashTable::<Affinities>::open(&self.pins)?.get(key)?)
+    }
+
+    /// Writes the mapping of a client.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be written.
+    pub fn set_affinity(&mut self, key: &AffinityKey, value: &Affinity) -> Result<()> {
+        Ok(HashTable::<Affinities>::open(&self.pins)?.put(key, value)?)
+    }
+
+    /// Ticks of the kernel's clock per second.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn ticks_per_second(&self) -> Result<u32> {
+        let settings = ArrayTable::<Settings>::open(&self.pins)?.get(0)?.context("no settings")?;
+        Ok(settings.ticks_per_second)
     }
 
     /// A flow entry.

@@ -1,6 +1,7 @@
 //! The kernel programs under `BPF_PROG_TEST_RUN`: exact bytes out, exact counters, for both families and protocols.
 
 mod program {
+    mod affinity;
     mod bed;
     mod flows;
     mod load;

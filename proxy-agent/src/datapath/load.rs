@@ -7,10 +7,10 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 use proxy_common::{
-    config::Timeouts,
+    config::NodeSettings,
     flow::Ticks,
     tables::{
-        AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
+        AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
         Table,
     },
 };
@@ -123,6 +123,7 @@ pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     pin::<AddressFilter>(&mut loader, pins);
     pin::<ServiceNames>(&mut loader, pins);
     pin::<ServiceTraffic>(&mut loader, pins);
+    pin::<Affinities>(&mut loader, pins);
     pin::<Settings>(&mut loader, pins);
     pin::<Drops>(&mut loader, pins);
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
@@ -135,7 +136,7 @@ pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     }
     let hz = clock::rate(find(&mut ebpf, Program::Clock)?)?;
     tracing::debug!(hz, "kernel clock");
-    ArrayTable::<Settings>::open(pins)?.put(0, &Timeouts::kube_proxy(hz))?;
+    ArrayTable::<Settings>::open(pins)?.put(0, &NodeSettings::new(hz))?;
     Ok(Datapath { ebpf, logger })
 }
 
@@ -148,6 +149,7 @@ fn check_pins(pins: &Pins) -> Result<(), TableError> {
     ArrayTable::<AddressFilter>::open(pins)?;
     HashTable::<ServiceNames>::open(pins)?;
     PerCpuTable::<ServiceTraffic>::open(pins)?;
+    HashTable::<Affinities>::open(pins)?;
     ArrayTable::<Settings>::open(pins)?;
     PerCpuTable::<Drops>::open(pins)?;
     Ok(())

@@ -99,6 +99,7 @@ fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
     let kind = info.map_type().map_err(kernel::<T>("cannot read its type"))?;
     let expected = match T::KIND {
         TableKind::Hash => MapType::Hash,
+        TableKind::LruHash => MapType::LruHash,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
     };

@@ -9,7 +9,7 @@ use std::{
 
 use proxy_common::{
     addr::Addr,
-    backend::{Backend, BackendId},
+    backend::{Affinity, AffinityKey, Backend, BackendId},
     config::Timeouts,
     counters::ServiceCounters,
     endian::Be16,
@@ -28,6 +28,7 @@ pub(crate) struct Node {
     pub(crate) model: Model,
     pub(crate) memory: Memory,
     flows: RefCell<HashMap<FlowKey, &'static Cell<FlowEntry>>>,
+    affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
     seconds: Cell<u32>,
     dice: Cell<u64>,
@@ -43,6 +44,7 @@ impl Node {
             model: Model::new("node-a", Restored::default()),
             memory: Memory::default(),
             flows: RefCell::default(),
+            affinities: RefCell::default(),
             counters: RefCell::default(),
             seconds: Cell::new(0),
             dice: Cell::new(0x9e37_79b9_7f4a_7c15),
@@ -197,6 +199,18 @@ impl Tables for Node {
 
     fn backend(&self, id: BackendId) -> Option<Backend> {
         self.memory.backends.get(&id.0).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *value);
+    }
+
+    fn seconds(&self, seconds: u32) -> Ticks {
+        Ticks(seconds)
     }
 
     fn count_connection(&self, service: ServiceId) {

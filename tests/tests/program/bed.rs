@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use proxy_agent::datapath::Program;
 use proxy_common::{
     counters::ServiceCounters,
@@ -87,6 +87,13 @@ impl Case {
 
     pub(crate) fn egress(&mut self, frame: &Frame) -> Result<Output> {
         self.kernel.run(Program::Egress, &frame.bytes())
+    }
+
+    /// Which of the two backends the client's first packet went to.
+    pub(crate) fn chosen(&self, out: &Output) -> Result<usize> {
+        let first = self.first();
+        let index = self.backends.iter().position(|&backend| *out == passed(&first.clone().to(backend)));
+        index.with_context(|| format!("not to a backend: {out:02x?}"))
     }
 
     /// Key of the client's direction.

@@ -11,21 +11,9 @@ use proxy_common::{
     frontend::ServiceId,
     tuple::Protocol,
 };
-use sluice_tests::{
-    kernel::{Action, Output},
-    packets::flags,
-};
+use sluice_tests::{kernel::Action, packets::flags};
 
 use super::bed::{Case, NOTHING, WEB, for_each, opened, passed, sent};
-
-/// Which of the two backends the client's first packet went to.
-fn chosen(case: &Case, out: &Output) -> Result<usize> {
-    let first = case.first();
-    case.backends
-        .iter()
-        .position(|&backend| *out == passed(&first.clone().to(backend)))
-        .with_context(|| format!("not to a backend: {out:02x?}"))
-}
 
 /// Retires a backend as the agent does: the record stays, no longer live.
 fn retire(case: &mut Case, index: usize) -> Result<()> {
@@ -36,7 +24,7 @@ fn retire(case: &mut Case, index: usize) -> Result<()> {
 /// Sends a packet both ways: what a flow needs to be established.
 fn establish(case: &mut Case) -> Result<usize> {
     let out = case.ingress(&case.first())?;
-    let index = chosen(case, &out)?;
+    let index = case.chosen(&out)?;
     case.egress(&case.frame(case.backends[index], case.client, flags::SYN | flags::ACK))?;
     case.ingress(&case.frame(case.client, case.vip, flags::ACK))?;
     Ok(index)
@@ -50,7 +38,7 @@ fn new_flows_spread_over_the_backends() {
         for port in 0..1000 {
             case.client.set_port(20_000 + port);
             let out = case.ingress(&case.first())?;
-            *counts.entry(chosen(case, &out)?).or_default() += 1;
+            *counts.entry(case.chosen(&out)?).or_default() += 1;
         }
         // 1,000 throws of a coin: outside of 400..600 once in 10^10 runs.
         ensure!(counts.len() == 2 && counts.values().all(|count| (400..600).contains(count)), "{counts:?}");

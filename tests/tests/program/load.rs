@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots, Table,
-    TableKind,
+    AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
+    Slots, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -40,6 +40,7 @@ fn the_verifier_walks_no_more_than_budgeted() -> Result<()> {
 fn describe<T: Table>() -> (String, (MapType, u32, u32, u32)) {
     let kind = match T::KIND {
         TableKind::Hash => MapType::Hash,
+        TableKind::LruHash => MapType::LruHash,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
     };
@@ -60,6 +61,7 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<AddressFilter>(),
             describe::<ServiceNames>(),
             describe::<ServiceTraffic>(),
+            describe::<Affinities>(),
             describe::<Settings>(),
             describe::<Drops>(),
         ]
