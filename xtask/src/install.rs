@@ -58,7 +58,7 @@ pub(crate) fn nightly(pieces: &[Piece], log: &mut Log) -> Result<()> {
 /// Installs Debian packages.
 pub(crate) fn apt(packages: &[String], log: &mut Log) -> Result<()> {
     // A fresh machine has no package lists, and one that is not fresh may have lists of packages that are gone.
-    log.step("package lists", apt_get().arg("update"))?;
+    log.step_once("package lists", apt_get().arg("update"))?;
     // rustc-web conflicts with Debian's own rustc and rustup: better no toolchain than to take somebody's away.
     let mut install = apt_get();
     install.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
@@ -87,12 +87,12 @@ fn linker(llvm: u32, log: &mut Log) -> Result<()> {
     install
         .args(["install", "bpf-linker", "--locked", "--version", LINKER_VERSION])
         .args(["--no-default-features", "--features", &format!("llvm-{llvm}")])
-        // Not in the workspace's target: its path would be a different one in each clone.
         .arg("--root")
         .arg(linker_directory(llvm)?)
+        // One that is there but does not start, because its libLLVM went away, is built again.
         .arg("--force")
         .env("LLVM_PREFIX", prefix)
-        // Debug information triples the time and is of no use here.
+        // Its release profile asks for full debug information, of no use to us.
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
     log.step(&format!("bpf-linker {LINKER_VERSION} for LLVM {llvm}"), &mut install)
 }

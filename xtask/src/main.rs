@@ -70,8 +70,9 @@ enum Command {
     /// Build the kernel programs (target/bpf/*.o) and the agent that embeds them
     Build(BuildOptions),
     /// Show service traffic being translated, on this machine (as root)
+    #[command(disable_help_flag = true)]
     Demo {
-        /// Passed to the demo
+        /// Passed to the demo: --help, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -94,8 +95,9 @@ enum Command {
 #[derive(Subcommand)]
 enum Bench {
     /// What a packet costs in the kernel programs
+    #[command(disable_help_flag = true)]
     Program {
-        /// Passed to the benchmark: --json, ...
+        /// Passed to the benchmark: --json, --help, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

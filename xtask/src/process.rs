@@ -1,5 +1,6 @@
 //! Child processes: the environment they get and what becomes of their output.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
@@ -95,12 +96,13 @@ pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
 pub(crate) struct Log {
     path: PathBuf,
     file: Option<File>,
+    done: BTreeSet<String>,
 }
 
 impl Log {
     /// A log that is created (empty) by its first step.
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, file: None }
+        Self { path, file: None, done: BTreeSet::new() }
     }
 
     /// Runs one step, printing what it is and how long it took; on failure the end of its output is in the error.
@@ -114,6 +116,7 @@ impl Log {
         let ended = status(command.stdin(Stdio::null()).stdout(out).stderr(err));
         if matches!(&ended, Ok(status) if status.success()) {
             report(format_args!("               took {:.0} s", begun.elapsed().as_secs_f32()));
+            self.done.insert(what.to_owned());
             return Ok(());
         }
         let ended = ended.map_or_else(|error| format!("{error:#}"), |status| status.to_string());
@@ -125,6 +128,11 @@ impl Log {
             tail(&output),
             relative(&self.path)
         );
+    }
+
+    /// Runs a step unless it is done.
+    pub(crate) fn step_once(&mut self, what: &str, command: &mut Command) -> Result<()> {
+        if self.done.contains(what) { Ok(()) } else { self.step(what, command) }
     }
 
     fn file(&mut self) -> Result<&File> {

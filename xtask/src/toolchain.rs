@@ -221,7 +221,7 @@ pub(crate) fn choose(
     }
     for (kind, pieces) in &lacking {
         if installable(*kind, pieces, packages, rustup) {
-            let reason = why("no toolchain is complete, and this one can be installed here");
+            let reason = why("none was complete, and this one could be installed here");
             return Ok(Choice::Install(*kind, pieces.clone(), reason));
         }
     }
