@@ -1,7 +1,8 @@
 //! The agent and its programs on nodes made of network namespaces, with real sockets at both ends.
 //!
-//! One file per question: is it reached ([`reach`]), by whom ([`spread`]), does it hold ([`load`]), does it follow
-//! changes ([`endpoints`], [`devices`], [`manifests`]), and does it outlive the agent ([`lifecycle`]). And [`demo`]: does the demo tell the truth.
+//! One file per question: is it reached ([`reach`]), by whom ([`spread`]), what if nobody serves ([`refuse`]), does it
+//! hold ([`load`]), does it follow changes ([`endpoints`], [`devices`], [`manifests`]), does it outlive the agent
+//! ([`lifecycle`]), and does the demo tell the truth ([`demo`])?
 
 mod demo;
 mod devices;
@@ -10,6 +11,7 @@ mod lifecycle;
 mod load;
 mod manifests;
 mod reach;
+mod refuse;
 mod spread;
 
 use std::net::SocketAddr;
