@@ -15,11 +15,16 @@ use super::{
 use crate::devices::{Device, Ifindex};
 
 /// Where a program goes, in which order among others there.
-///
+struct Hook {
+    program: Program,
+    at: TcAttachType,
+    order: fn() -> LinkOrder,
+}
+
 /// Outermost on both sides: what a CNI attaches sees pod addresses, as it does behind netfilter's NAT.
-const HOOKS: [(Program, TcAttachType, fn() -> LinkOrder); 2] = [
-    (Program::Ingress, TcAttachType::Ingress, LinkOrder::first),
-    (Program::Egress, TcAttachType::Egress, LinkOrder::last),
+const HOOKS: [Hook; 2] = [
+    Hook { program: Program::Ingress, at: TcAttachType::Ingress, order: LinkOrder::first },
+    Hook { program: Program::Egress, at: TcAttachType::Egress, order: LinkOrder::last },
 ];
 
 /// Why a device could not be served.
@@ -117,7 +122,7 @@ pub fn pinned_hooks(pins: &Pins) -> Result<Vec<PinnedHook>, AttachError> {
 /// Attaches both programs to a device, or puts this build's programs into the links that are already there. A
 /// packet meets the old program or the new one, never none.
 pub fn attach(datapath: &mut Datapath, pins: &Pins, device: &Device) -> Result<(), AttachError> {
-    for (program, at, order) in HOOKS {
+    for Hook { program, at, order } in HOOKS {
         let path = pin(pins, device.index, program);
         let classifier = datapath.program(program)?;
         if path.exists() {

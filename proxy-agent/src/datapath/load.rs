@@ -10,8 +10,8 @@ use proxy_common::{
     config::NodeSettings,
     flow::Ticks,
     tables::{
-        AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
-        Table,
+        AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
+        Slots, Table,
     },
 };
 

@@ -1,12 +1,11 @@
 //! `sluice services`: the tables that services live in, joined.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use proxy_common::{
     counters::ServiceCounters,
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
     tables::{Backends, Frontends, ServiceNames, ServiceTraffic, Slots},
-    tuple::Protocol,
 };
 use serde::Serialize;
 
@@ -50,6 +49,10 @@ pub struct FrontendRow {
     pub address: String,
     /// `TCP` or `UDP`.
     pub protocol: String,
+    /// Seconds that a client stays with its backend; 0 without session affinity.
+    pub affinity_seconds: u32,
+    /// What happens to connections when there is no backend: `refused` or `dropped`.
+    pub without_backends: &'static str,
     /// What it leads to.
     pub backends: Vec<BackendRow>,
 }
@@ -112,7 +115,7 @@ fn frontend_row(
             break;
         };
         if let Some(backend) = backends.get(id.0)? {
-            let end = std::net::SocketAddr::new(backend.address.to_ip(), backend.port.to_host());
+            let end = SocketAddr::new(backend.address.to_ip(), backend.port.to_host());
             rows.push(BackendRow {
                 id: id.0,
                 address: end.to_string(),
@@ -120,12 +123,15 @@ fn frontend_row(
             });
         }
     }
-    let end = std::net::SocketAddr::new(key.address.to_ip(), key.port.to_host());
-    Ok(FrontendRow { address: end.to_string(), protocol: protocol(key.protocol), backends: rows })
-}
-
-fn protocol(protocol: Protocol) -> String {
-    format!("{protocol:?}")
+    let end = SocketAddr::new(key.address.to_ip(), key.port.to_host());
+    let silent = frontend.flags.contains(FrontendFlags::DROP_WHEN_EMPTY);
+    Ok(FrontendRow {
+        address: end.to_string(),
+        protocol: format!("{:?}", key.protocol),
+        affinity_seconds: frontend.affinity,
+        without_backends: if silent { "dropped" } else { "refused" },
+        backends: rows,
+    })
 }
 
 /// The name up to its padding.
@@ -139,28 +145,15 @@ impl Show for Services {
         if self.services.is_empty() {
             return "no services in the kernel".to_owned();
         }
-        let mut table =
-            grid(["SERVICE", "FRONTEND", "BACKENDS", "CONNECTIONS", "PACKETS", "REPLIES", "DROPS"]);
+        let mut table = grid(["SERVICE", "FRONTEND", "BACKENDS", "FLOWS", "PACKETS", "REPLIES", "DROPS"]);
         right(&mut table, [3, 4, 5, 6]);
         for service in &self.services {
-            let frontends: Vec<_> = service
-                .frontends
-                .iter()
-                .map(|frontend| format!("{} {}", frontend.address, frontend.protocol))
-                .collect();
-            // The frontends of a service port lead to the same backends.
-            let backends: Vec<_> = service.frontends.first().map_or_else(Vec::new, |frontend| {
-                frontend
-                    .backends
-                    .iter()
-                    .map(|backend| format!("{}{}", backend.address, mark(&backend.state)))
-                    .collect()
-            });
-            let backends = if backends.is_empty() { "none: refused".to_owned() } else { backends.join("\n") };
+            let frontends: Vec<_> = service.frontends.iter().map(FrontendRow::cell).collect();
             table.add_row([
                 service.name.clone(),
                 frontends.join("\n"),
-                backends,
+                // The frontends of a service port lead to the same backends.
+                service.frontends.first().map(FrontendRow::backends_cell).unwrap_or_default(),
                 service.connections.to_string(),
                 service.packets.to_string(),
                 service.reply_packets.to_string(),
@@ -168,6 +161,28 @@ impl Show for Services {
             ]);
         }
         lines(&table)
+    }
+}
+
+impl FrontendRow {
+    /// The protocol is part of the service's name.
+    fn cell(&self) -> String {
+        match self.affinity_seconds {
+            0 => self.address.clone(),
+            seconds => format!("{}\n  affinity {seconds} s", self.address),
+        }
+    }
+
+    fn backends_cell(&self) -> String {
+        if self.backends.is_empty() {
+            return format!("none: {}", self.without_backends);
+        }
+        let cells: Vec<_> = self
+            .backends
+            .iter()
+            .map(|backend| format!("{}{}", backend.address, mark(&backend.state)))
+            .collect();
+        cells.join("\n")
     }
 }
 
