@@ -69,6 +69,13 @@ impl Failure {
     /// The message with all causes; many of them keep theirs to themselves.
     pub(super) fn chain(&self) -> String {
         let mut message = self.to_string();
+        if self.status().is_some_and(|status| status.code == 0) {
+            // To kube's client any object that is no event is a status, of which all fields are optional.
+            return format!("{message}: neither an event nor a status");
+        }
+        if let Some(Status { code, reason, message: cause, .. }) = self.status() {
+            return format!("{message}: {cause} ({reason}, code {code})");
+        }
         let mut source = self.source();
         while let Some(error) = source {
             let cause = error.to_string();
@@ -144,6 +151,10 @@ mod tests {
     #[test]
     fn chain_names_each_cause_once() {
         let reset = io::Error::other(io::Error::other("reset by peer"));
+        assert_eq!(
+            Failure::Ended(status(500)).chain(),
+            "the server ended the watch: message (Reason, code 500)"
+        );
         assert_eq!(
             Failure::Broken(kube::Error::ReadEvents(reset)).chain(),
             "the watch broke: Error reading events stream: reset by peer"
