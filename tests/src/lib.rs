@@ -8,6 +8,7 @@
 //! test ends, the host is as before.
 
 pub mod agent;
+pub mod apiserver;
 pub mod counters;
 pub mod deployment;
 pub mod harness;
