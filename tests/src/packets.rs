@@ -132,9 +132,9 @@ impl Frame {
         match (self.destination.ip(), self.source.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let quoted = quoted(Ipv4Hdr::LEN);
-                let length = (Ipv4Hdr::LEN + 8 + quoted.len()) as u16;
+                let length = be16(Ipv4Hdr::LEN + 8 + quoted.len());
                 let mut header = vec![0x45, 0xc0];
-                header.extend(length.to_be_bytes());
+                header.extend(length);
                 header.extend([0, 0, 0x40, 0, 64, IpProto::Icmp as u8, 0, 0]);
                 header.extend(from.octets());
                 header.extend(to.octets());
@@ -149,19 +149,19 @@ impl Frame {
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
                 let quoted = quoted(Ipv6Hdr::LEN);
-                let length = (8 + quoted.len()) as u16;
+                let length = be16(8 + quoted.len());
                 let mut icmp = vec![1, 4, 0, 0, 0, 0, 0, 0];
                 icmp.extend(quoted);
                 let mut covered = Vec::new();
                 covered.extend(from.octets());
                 covered.extend(to.octets());
-                covered.extend(length.to_be_bytes());
+                covered.extend(length);
                 covered.extend([0, IpProto::Ipv6Icmp as u8]);
                 covered.extend(&icmp);
                 let check = checksum(&covered);
                 icmp[2..4].copy_from_slice(&check.to_be_bytes());
                 answer.extend([0x60, 0, 0, 0]);
-                answer.extend(length.to_be_bytes());
+                answer.extend(length);
                 answer.extend([IpProto::Ipv6Icmp as u8, 64]);
                 answer.extend(from.octets());
                 answer.extend(to.octets());
@@ -183,8 +183,8 @@ impl Frame {
         let options = if self.options == Options::Padding { vec![1; 4] } else { Vec::new() };
         let length = Ipv4Hdr::LEN + options.len();
         let fragment: u16 = if self.options == Options::FirstFragment { 0x2000 } else { 0x4000 };
-        let mut header = vec![0x40 | (length / 4) as u8, 0];
-        header.extend(((length + behind) as u16).to_be_bytes());
+        let mut header = vec![if options.is_empty() { 0x45 } else { 0x46 }, 0];
+        header.extend(be16(length + behind));
         header.extend([0x12, 0x34]);
         header.extend(fragment.to_be_bytes());
         header.extend([64, self.protocol(), 0, 0]);
@@ -204,7 +204,7 @@ impl Frame {
         };
         let next = if extension.is_empty() { self.protocol() } else { IpProto::Ipv6Opts as u8 };
         let mut header = vec![0x60, 0, 0, 0];
-        header.extend(((extension.len() + behind) as u16).to_be_bytes());
+        header.extend(be16(extension.len() + behind));
         header.extend([next, 64]);
         header.extend(source);
         header.extend(destination);
@@ -224,7 +224,7 @@ impl Frame {
                 16
             }
             Transport::Udp | Transport::UdpUnchecked => {
-                bytes.extend(((UdpHdr::LEN + self.payload.len()) as u16).to_be_bytes());
+                bytes.extend(be16(UdpHdr::LEN + self.payload.len()));
                 bytes.extend([0, 0]);
                 6
             }
@@ -246,7 +246,7 @@ impl Frame {
                 }
             }
             covered.extend([0, self.protocol()]);
-            covered.extend((bytes.len() as u16).to_be_bytes());
+            covered.extend(be16(bytes.len()));
             covered.extend(&bytes);
             let check = checksum(&covered);
             let absent = check == 0 && self.transport == Transport::Udp;
@@ -257,6 +257,11 @@ impl Frame {
     }
 }
 
+/// A length as it stands in a header; frames here are short.
+fn be16(length: usize) -> [u8; 2] {
+    u16::try_from(length).unwrap_or(u16::MAX).to_be_bytes()
+}
+
 /// The Internet checksum by definition (RFC 1071).
 fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 =
@@ -264,5 +269,5 @@ fn checksum(bytes: &[u8]) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !(sum as u16)
+    !u16::try_from(sum).unwrap_or_default()
 }

@@ -29,10 +29,10 @@ struct Args {
     #[arg(long)]
     json: bool,
     /// Measurements of each case; the median counts
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, default_value_t = 31)]
     runs: usize,
     /// Packets of each measurement
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(long, default_value_t = 200_000)]
     packets: u32,
     /// The object with driver and floor programs
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/sluice-bench.o"))]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::{
-    backend::{AffinityKey, BackendFlags, BackendId, Generation},
+    backend::{AffinityKey, BackendFlags, Generation},
     drop::DropReason,
     flow::Ticks,
     frontend::{Frontend, FrontendFlags, ServiceId},
@@ -96,7 +96,7 @@ fn a_backend_that_is_gone_is_forgotten() {
     for_each(|case| {
         serve(case)?;
         let first = dial(case)?;
-        let id = BackendId(first as u32 + 1);
+        let id = case.id(first);
         case.kernel.set_backend(id, WEB, case.backends[first], BackendFlags::default(), Generation(1))?;
         case.kernel.serve(WEB, case.vip, case.protocol, 11, &[case.backends[1 - first]])?;
         ensure!(dial(case)? == 1 - first, "the backend that is left");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result};
 use proxy_agent::datapath::Program;
 use proxy_common::{
+    backend::BackendId,
     counters::ServiceCounters,
     drop::DropReason,
     flow::{Direction, FlowEntry},
@@ -34,8 +35,7 @@ pub(crate) struct Case {
 /// Runs a test for IPv4 and IPv6, each with TCP and UDP; skips it, and says so, where programs cannot be loaded.
 pub(crate) fn for_each(test: impl Fn(&mut Case) -> Result<()>) {
     if let Err(reason) = harness::requirements() {
-        let name = std::thread::current().name().unwrap_or("test").to_owned();
-        eprintln!("skipped {name}: {reason:#}");
+        harness::skipped(&reason);
         return;
     }
     for v6 in [false, true] {
@@ -87,6 +87,11 @@ impl Case {
 
     pub(crate) fn egress(&mut self, frame: &Frame) -> Result<Output> {
         self.kernel.run(Program::Egress, &frame.bytes())
+    }
+
+    /// The id of a backend that [`Case::serve`] programmed.
+    pub(crate) fn id(&self, index: usize) -> BackendId {
+        BackendId(if index == 0 { 1 } else { 2 })
     }
 
     /// Which of the two backends the client's first packet went to.

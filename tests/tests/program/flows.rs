@@ -17,7 +17,7 @@ use super::bed::{Case, NOTHING, WEB, for_each, opened, passed, sent};
 
 /// Retires a backend as the agent does: the record stays, no longer live.
 fn retire(case: &mut Case, index: usize) -> Result<()> {
-    let id = BackendId(index as u32 + 1);
+    let id = case.id(index);
     case.kernel.set_backend(id, WEB, case.backends[index], BackendFlags::default(), Generation(1))
 }
 
@@ -122,7 +122,7 @@ fn a_handshake_begins_anew_when_its_backend_goes() {
         let first = case.first();
         case.ingress(&first)?;
         retire(case, 0)?;
-        case.kernel.serve(WEB, case.vip, case.protocol, 2, &case.backends[1..].to_vec())?;
+        case.kernel.serve(WEB, case.vip, case.protocol, 2, &case.backends[1..])?;
         let out = case.counting(opened(&first), &[], |case| case.ingress(&first))?;
         ensure!(out == passed(&first.clone().to(case.backends[1])), "{out:02x?}");
         Ok(())
@@ -241,7 +241,7 @@ fn two_services_one_backend_one_client_port_do_not_mix() {
         establish(case)?;
         let mut other = case.vip;
         other.set_port(443);
-        case.kernel.serve(ServiceId(8), other, case.protocol, 9, &case.backends[..1].to_vec())?;
+        case.kernel.serve(ServiceId(8), other, case.protocol, 9, &case.backends[..1])?;
         let frame = case.frame(case.client, other, flags::SYN);
         let out = case.counting(NOTHING, &[(DropReason::TupleCollision, 1)], |case| case.ingress(&frame))?;
         ensure!(out.action == Action::Drop, "{out:02x?}");

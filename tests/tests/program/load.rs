@@ -18,7 +18,7 @@ const WALKED: [(Program, u32); 3] =
 
 fn kernel() -> Option<Kernel> {
     if let Err(reason) = harness::requirements() {
-        eprintln!("skipped: {reason:#}");
+        harness::skipped(&reason);
         return None;
     }
     Some(Kernel::load().unwrap_or_else(|error| panic!("{error:?}")))
@@ -37,14 +37,14 @@ fn the_verifier_walks_no_more_than_budgeted() -> Result<()> {
     Ok(())
 }
 
-fn describe<T: Table>() -> (String, (MapType, u32, u32, u32)) {
+fn describe<T: Table>() -> (String, (MapType, usize, usize, usize)) {
     let kind = match T::KIND {
         TableKind::Hash => MapType::Hash,
         TableKind::LruHash => MapType::LruHash,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
     };
-    (T::NAME.to_owned(), (kind, size_of::<T::Key>() as u32, size_of::<T::Value>() as u32, T::CAPACITY))
+    (T::NAME.to_owned(), (kind, size_of::<T::Key>(), size_of::<T::Value>(), T::CAPACITY as usize))
 }
 
 #[test]
@@ -72,7 +72,12 @@ fn the_maps_are_the_tables() -> Result<()> {
         let path = entry?.path();
         let info = MapInfo::from_pin(&path)?;
         let name = path.file_name().and_then(|name| name.to_str()).context("name")?.to_owned();
-        let what = (info.map_type()?, info.key_size(), info.value_size(), info.max_entries());
+        let what = (
+            info.map_type()?,
+            info.key_size() as usize,
+            info.value_size() as usize,
+            info.max_entries() as usize,
+        );
         found.insert(name, format!("{what:?}"));
     }
     ensure!(found == expected, "{found:#?}\nis not\n{expected:#?}");
