@@ -18,6 +18,7 @@ mod ids;
 mod io;
 mod model;
 mod name;
+mod policy;
 mod programmed;
 mod restore;
 mod select;

@@ -20,7 +20,7 @@ use crate::{
     name::ServicePortName,
     programmed::{Counters, Programmed, Progress},
     restore::{Adopted, Leftovers, Restored, adopt},
-    select::{Chosen, choose},
+    select::{Target, choose},
     service::ServicePort,
     state::{ParsedService, State},
     tables::{Failure, Tables},
@@ -267,11 +267,11 @@ impl Model {
             programmed.chain(troubled).chain(wanted.keys().copied()).cloned().collect();
         self.unfit.remove(service);
         for port in ports {
-            let (keys, chosen, mut problems) = match wanted.get(&port) {
+            let (keys, target, mut problems) = match wanted.get(&port) {
                 Some(wanted) => self.entitled(wanted),
-                None => (Vec::new(), Chosen::new(), Vec::new()),
+                None => (Vec::new(), Target::default(), Vec::new()),
             };
-            if let Err(misfit) = self.plan_port(&port, &keys, &chosen, now) {
+            if let Err(misfit) = self.plan_port(&port, &keys, &target, now) {
                 // Room may come by itself, a shorter name does not.
                 if misfit != Misfit::NameTooLong {
                     self.unfit.insert(service.clone());
@@ -287,7 +287,7 @@ impl Model {
     }
 
     /// What a service port may have: the frontends that it won, and backends if it won any.
-    fn entitled(&self, wanted: &ServicePort) -> (Vec<FrontendKey>, Chosen, Vec<Misfit>) {
+    fn entitled(&self, wanted: &ServicePort) -> (Vec<FrontendKey>, Target, Vec<Misfit>) {
         let port = &wanted.name;
         let mut keys = Vec::new();
         let mut problems = Vec::new();
@@ -299,21 +299,23 @@ impl Model {
                 _ => keys.push(key),
             }
         }
-        let chosen =
-            if keys.is_empty() { Chosen::new() } else { choose(port, self.state.slices(&port.service)) };
-        (keys, chosen, problems)
+        if keys.is_empty() {
+            return (keys, Target::default(), problems);
+        }
+        let backends = choose(port, self.state.slices(&port.service));
+        (keys, Target { backends, affinity: wanted.affinity }, problems)
     }
 
     fn plan_port(
         &mut self,
         port: &ServicePortName,
         keys: &[FrontendKey],
-        chosen: &Chosen,
+        target: &Target,
         now: Duration,
     ) -> Result<(), Misfit> {
         let Self { programmed, tables, claims, pending, .. } = self;
         if let Some(entry) = programmed.get_mut(port) {
-            entry.aim(keys, chosen, tables)?;
+            entry.aim(keys, target, tables)?;
             for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
                 tables.unwant_frontend(key, now);
             }
@@ -324,7 +326,7 @@ impl Model {
                 return Err(Misfit::NoServiceId);
             };
             let mut entry = Programmed::new(id, Counters::Stale);
-            if let Err(error) = entry.aim(keys, chosen, tables) {
+            if let Err(error) = entry.aim(keys, target, tables) {
                 tables.service_ids.put_back(id);
                 return Err(error);
             }

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::AddressRoles,
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
     tables::{ServiceTraffic, Table},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     error::Misfit,
     ids::Run,
     io::TablesIo,
-    select::Chosen,
+    select::{Chosen, Target},
     tables::{Failure, Tables, delete, write},
 };
 
@@ -89,23 +89,23 @@ impl Programmed {
         self.keys.is_empty()
     }
 
-    /// Sets what it should have: these frontends leading to these backends. If that does not fit, nothing changes.
+    /// Sets what it should have: these frontends, all with this target. If that does not fit, nothing changes.
     /// The caller decides what becomes of frontends that are no longer among `keys`.
     pub(crate) fn aim(
         &mut self,
         keys: &[FrontendKey],
-        chosen: &Chosen,
+        target: &Target,
         tables: &mut Tables,
     ) -> Result<(), Misfit> {
         let known =
             |address: &BackendAddress| self.live.get(address).or_else(|| self.leaving.get(address)).copied();
         let missing: Vec<BackendAddress> =
-            chosen.keys().filter(|address| known(address).is_none()).copied().collect();
+            target.backends.keys().filter(|address| known(address).is_none()).copied().collect();
         let new =
             tables.backend_ids.take(missing.len()).ok_or(Misfit::NoBackendId { wanted: missing.len() })?;
         let new: Backends = missing.into_iter().zip(new).collect();
         let mut live = new.clone();
-        live.extend(chosen.keys().filter_map(|address| Some((*address, known(address)?))));
+        live.extend(target.backends.keys().filter_map(|address| Some((*address, known(address)?))));
         let run = match self.run_for(&live, tables) {
             Some(run) => run,
             None => {
@@ -117,9 +117,17 @@ impl Programmed {
                 run
             }
         };
-        self.change_backends(live, &new, chosen, tables);
+        self.change_backends(live, &new, &target.backends, tables);
         self.change_run(run, tables);
-        self.change_frontends(keys, run, tables);
+        let &Target { affinity, .. } = target;
+        let value = Frontend {
+            service: self.id,
+            slot_base: run.base,
+            slot_count: run.len,
+            affinity: affinity.seconds(),
+            flags: FrontendFlags::default(),
+        };
+        self.change_frontends(keys, value, tables);
         Ok(())
     }
 
@@ -170,12 +178,11 @@ impl Programmed {
         }
     }
 
-    fn change_frontends(&mut self, keys: &[FrontendKey], run: Run, tables: &mut Tables) {
+    fn change_frontends(&mut self, keys: &[FrontendKey], value: Frontend, tables: &mut Tables) {
         let before = mem::replace(&mut self.keys, keys.to_vec());
         self.dropped.extend(before);
         self.dropped.retain(|key| !keys.contains(key));
         for &key in keys {
-            let value = Frontend { service: self.id, slot_base: run.base, slot_count: run.len, ..Frontend::default() };
             tables.want_frontend(key, value);
         }
     }

@@ -6,7 +6,17 @@ use crate::{
     address::BackendAddress,
     endpoint::{Endpoint, Location, Slice},
     name::ServicePortName,
+    policy::SessionAffinity,
 };
+
+/// How the frontends of a service port are served.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Target {
+    /// Who answers.
+    pub(crate) backends: Chosen,
+    /// Whether clients stay with the one that answered first.
+    pub(crate) affinity: SessionAffinity,
+}
 
 /// The backends of a service port, each once, with where it runs.
 pub(crate) type Chosen = BTreeMap<BackendAddress, Location>;

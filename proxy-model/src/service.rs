@@ -10,6 +10,7 @@ use crate::{
     change::ObjectName,
     error::Report,
     name::{Family, ServicePortName, Transport, is_name},
+    policy::SessionAffinity,
 };
 
 /// A Service with this label belongs to another proxy (SVC-01, SVC-02).
@@ -24,6 +25,8 @@ pub(crate) struct ServicePort {
     pub(crate) cluster_ip: IpAddr,
     /// `spec.ports[].port`.
     pub(crate) port: NonZeroU16,
+    /// Whether clients stay with their backends.
+    pub(crate) affinity: SessionAffinity,
 }
 
 impl ServicePort {
@@ -46,6 +49,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
         }
     }
     let cluster_ips = cluster_ips(spec, report);
+    let affinity = SessionAffinity::parse(spec, report);
     let mut seen = BTreeSet::new();
     let mut ports = Vec::new();
     for (at, port) in spec.ports.iter().flatten().enumerate() {
@@ -65,6 +69,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             },
             cluster_ip,
             port: number,
+            affinity,
         }));
     }
     ports

@@ -5,6 +5,7 @@ mod capacity;
 mod commit;
 mod common;
 mod flow;
+mod policies;
 mod property;
 mod restore;
 mod scenarios;

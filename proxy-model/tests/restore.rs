@@ -181,8 +181,12 @@ fn inflict(memory: &mut Memory, damage: Damage) {
     match damage {
         Damage::Frontend { at, service, base, count } => {
             let key = key([10, 96, 0, u8::try_from(at).unwrap()]);
-            let row =
-                Frontend { service: ServiceId(service), slot_base: base, slot_count: count, ..Frontend::default() };
+            let row = Frontend {
+                service: ServiceId(service),
+                slot_base: base,
+                slot_count: count,
+                ..Frontend::default()
+            };
             memory.frontends.insert(key, row);
         }
         Damage::Slot { at, id } => {

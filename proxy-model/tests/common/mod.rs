@@ -13,7 +13,7 @@ use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::{AddressRoles, FilterLine, FilterPosition},
     frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{AddressFilter, Backends, Frontends, NAME_BYTES, ServiceNames, Slots, Table},
+    tables::{AddressFilter, Backends, Frontends, NAME_BYTES, ServiceNames, ServiceTraffic, Slots, Table},
 };
 use proxy_model::{HashTableIo, Io, Model, Restored, ServicePortName, TableIo};
 
@@ -27,8 +27,8 @@ pub(crate) struct Memory {
     pub(crate) filter: BTreeMap<u32, FilterLine>,
     /// Service ids whose counters were zeroed.
     pub(crate) resets: Vec<ServiceId>,
-    /// Successful writes and deletions.
-    pub(crate) writes: usize,
+    /// The table of each successful write and deletion, in order.
+    pub(crate) log: Vec<&'static str>,
     /// Which writes, counted from now, fail.
     pub(crate) failures: HashSet<usize>,
     /// Writes that were tried.
@@ -52,13 +52,13 @@ pub(crate) enum Checks {
 pub(crate) struct Refused;
 
 impl Memory {
-    fn attempt(&mut self) -> Result<(), Refused> {
+    fn attempt(&mut self, table: &'static str) -> Result<(), Refused> {
         let number = self.attempts;
         self.attempts += 1;
         if self.failures.contains(&number) {
             return Err(Refused);
         }
-        self.writes += 1;
+        self.log.push(table);
         Ok(())
     }
 
@@ -119,7 +119,11 @@ impl Memory {
         let protocol = key.protocol.name().unwrap_or("?");
         let name = self.names.get(&row.service).and_then(ServicePortName::from_row);
         let name = name.map_or("?".to_owned(), |name| name.to_string());
-        let mut line = format!("{end}/{protocol} {name} ->");
+        let affinity = match row.affinity {
+            0 => String::new(),
+            seconds => format!(" (affinity {seconds} s)"),
+        };
+        let mut line = format!("{end}/{protocol} {name}{affinity} ->");
         let mut backends: Vec<_> = (row.slot_base..row.slot_base + row.slot_count)
             .map(|slot| self.slots.get(&slot).and_then(|id| self.backends.get(&id.0)))
             .map(|backend| {
@@ -165,7 +169,7 @@ impl Io for Memory {
     type Error = Refused;
 
     fn reset_traffic(&mut self, service: ServiceId) -> Result<(), Refused> {
-        self.attempt()?;
+        self.attempt(ServiceTraffic::NAME)?;
         if self.checks == Checks::EveryWrite {
             assert!(self.frontends.values().all(|row| row.service != service), "{service:?} is counting");
         }
@@ -182,7 +186,7 @@ macro_rules! memory_table {
                 key: &<$table as Table>::Key,
                 value: &<$table as Table>::Value,
             ) -> Result<(), Refused> {
-                self.attempt()?;
+                self.attempt(<$table>::NAME)?;
                 self.$field.insert(*key, *value);
                 self.check();
                 Ok(())
@@ -199,7 +203,7 @@ memory_table!(ServiceNames, names);
 
 impl HashTableIo<Frontends> for Memory {
     fn delete(&mut self, key: &FrontendKey) -> Result<(), Refused> {
-        self.attempt()?;
+        self.attempt(Frontends::NAME)?;
         self.frontends.remove(key);
         self.check();
         Ok(())
@@ -208,7 +212,7 @@ impl HashTableIo<Frontends> for Memory {
 
 impl HashTableIo<ServiceNames> for Memory {
     fn delete(&mut self, key: &ServiceId) -> Result<(), Refused> {
-        self.attempt()?;
+        self.attempt(ServiceNames::NAME)?;
         self.names.remove(key);
         self.check();
         Ok(())

@@ -17,6 +17,11 @@ pub(crate) fn service_with(name: &str, spec: Value) -> Service {
 
 /// A slice `default/<service>-1` whose addresses serve `http` at port 8080. Addresses that end in `!` are on node-a.
 pub(crate) fn slice(service: &str, addresses: &[&str]) -> EndpointSlice {
+    slice_with(service, addresses, json!([{ "name": "http", "port": 8080, "protocol": "TCP" }]))
+}
+
+/// The same with other ports.
+pub(crate) fn slice_with(service: &str, addresses: &[&str], ports: Value) -> EndpointSlice {
     let endpoints: Vec<_> = addresses
         .iter()
         .map(|address| {
@@ -31,7 +36,7 @@ pub(crate) fn slice(service: &str, addresses: &[&str]) -> EndpointSlice {
         },
         "addressType": "IPv4",
         "endpoints": endpoints,
-        "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
+        "ports": ports,
     }))
     .unwrap()
 }

@@ -1,0 +1,133 @@
+//! What a Service asks for all its ports alike.
+
+use k8s_openapi::api::core::v1::ServiceSpec;
+
+use crate::error::Report;
+
+/// The timeout of session affinity, if the Service names none that can be used (AFF-02).
+const DEFAULT_TIMEOUT: u32 = 10_800;
+/// The longest timeout that the API accepts: one day.
+const MAX_TIMEOUT: u32 = 86_400;
+
+/// Whether a client stays with its backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SessionAffinity {
+    /// Every connection is a new choice.
+    #[default]
+    None,
+    /// For so many seconds after the client's last new connection (AFF-05); 1 to 86,400.
+    ClientIp(u32),
+}
+
+impl SessionAffinity {
+    /// From `spec.sessionAffinity` and, if that says so, the timeout (SP-11).
+    ///
+    /// The API lets no illegal value through, so kube-proxy uses what it finds; manifests may contain anything. What
+    /// is too long is cut to the longest timeout, and what is no time at all becomes the default: a Service that asks
+    /// for affinity never ends up without.
+    pub(crate) fn parse(spec: &ServiceSpec, report: &mut Report<'_>) -> Self {
+        match spec.session_affinity.as_deref() {
+            None | Some("" | "None") => return Self::None,
+            Some("ClientIP") => {}
+            Some(other) => {
+                report.text("spec.sessionAffinity", other, "is not ClientIP or None; None is used");
+                return Self::None;
+            }
+        }
+        let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+        let Some(seconds) = config.and_then(|config| config.timeout_seconds) else {
+            return Self::ClientIp(DEFAULT_TIMEOUT);
+        };
+        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+        Self::ClientIp(match u32::try_from(seconds) {
+            Ok(seconds @ 1..=MAX_TIMEOUT) => seconds,
+            Ok(1..) => {
+                report.number(field, seconds, "is more than a day; 86400 is used");
+                MAX_TIMEOUT
+            }
+            Ok(0) | Err(_) => {
+                report.number(field, seconds, "is not a timeout (1-86400); 10800 is used");
+                DEFAULT_TIMEOUT
+            }
+        })
+    }
+
+    /// As the frontend table stores it.
+    pub(crate) const fn seconds(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::ClientIp(seconds) => seconds,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{change::ObjectName, error::Kind};
+
+    /// The parsed form, and what is wrong with the field.
+    fn parsed<T>(spec: Value, parse: fn(&ServiceSpec, &mut Report<'_>) -> T) -> (T, Vec<String>) {
+        let object = ObjectName { namespace: "default".to_owned(), name: "web".to_owned() };
+        let spec = serde_json::from_value(spec).unwrap();
+        let mut report = Report::new(Kind::Service, &object);
+        let parsed = parse(&spec, &mut report);
+        (parsed, report.finish().iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn affinity_lasts_three_hours_unless_the_service_says_otherwise() {
+        for (spec, seconds) in [
+            (json!({}), 0),
+            (json!({ "sessionAffinity": "None" }), 0),
+            (
+                json!({ "sessionAffinity": "None", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 5 } } }),
+                0,
+            ),
+            (json!({ "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": -5 } } }), 0),
+            (json!({ "sessionAffinity": "ClientIP" }), 10_800),
+            (json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": {} }), 10_800),
+            (json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": {} } }), 10_800),
+            (
+                json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 1 } } }),
+                1,
+            ),
+            (
+                json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 86400 } } }),
+                86_400,
+            ),
+        ] {
+            let text = spec.to_string();
+            let (affinity, errors) = parsed(spec, SessionAffinity::parse);
+            assert_eq!((affinity.seconds(), errors), (seconds, vec![]), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_illegal_timeout_is_named_and_replaced() {
+        for (timeout, seconds, reason) in [
+            (0, 10_800, "is not a timeout (1-86400); 10800 is used"),
+            (-1, 10_800, "is not a timeout (1-86400); 10800 is used"),
+            (86_401, 86_400, "is more than a day; 86400 is used"),
+        ] {
+            let config = json!({ "clientIP": { "timeoutSeconds": timeout } });
+            let spec = json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": config });
+            let (affinity, errors) = parsed(spec, SessionAffinity::parse);
+            assert_eq!(affinity.seconds(), seconds);
+            let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+            assert_eq!(errors, [format!("Service default/web: {field}: {timeout} {reason}")]);
+        }
+    }
+
+    #[test]
+    fn an_unknown_affinity_is_none() {
+        let (affinity, errors) = parsed(json!({ "sessionAffinity": "clientip" }), SessionAffinity::parse);
+        assert_eq!(affinity, SessionAffinity::None);
+        assert_eq!(
+            errors,
+            ["Service default/web: spec.sessionAffinity: \"clientip\" is not ClientIP or None; None is used"]
+        );
+    }
+}

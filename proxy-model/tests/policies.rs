@@ -1,0 +1,166 @@
+//! What a Service asks of all its ports, up to the verdict on a packet.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use proxy_common::{
+    flow::TcpFlags,
+    tables::{Frontends, Table as _},
+    tuple::Protocol,
+};
+use serde_json::{Value, json};
+
+use crate::common::{
+    node::Node,
+    objects::{apply, replace, service_with, slice_with},
+};
+
+const TCP: Protocol = Protocol::TCP;
+const UDP: Protocol = Protocol::UDP;
+const SYN: TcpFlags = TcpFlags::SYN;
+const WEB: &str = "10.96.0.1:80";
+const ADMIN: &str = "10.96.0.1:81";
+const DNS: &str = "10.96.0.1:53";
+
+/// `default/web` with three ports and these fields.
+fn web(fields: &Value) -> Service {
+    let mut spec = json!({ "clusterIP": "10.96.0.1", "ports": [
+        { "name": "http", "port": 80 }, { "name": "admin", "port": 81 },
+        { "name": "dns", "port": 53, "protocol": "UDP" },
+    ]});
+    spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    service_with("web", spec)
+}
+
+/// Its backends, each at the ports 8080, 8081 and 5353.
+fn backends(addresses: &[&str]) -> EndpointSlice {
+    slice_with(
+        "web",
+        addresses,
+        json!([
+            { "name": "http", "port": 8080 }, { "name": "admin", "port": 8081 },
+            { "name": "dns", "port": 5353, "protocol": "UDP" },
+        ]),
+    )
+}
+
+fn node(fields: &Value, addresses: &[&str]) -> Node {
+    let mut node = Node::new();
+    replace(&mut node.model, vec![web(fields)], vec![backends(addresses)]);
+    node.settle();
+    node
+}
+
+const FOUR: [&str; 4] = ["10.244.2.1", "10.244.2.2", "10.244.2.3", "10.244.2.4"];
+
+fn sticky(seconds: u32) -> Value {
+    json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": seconds } } })
+}
+
+/// The backends that 20 new connections of a client reach, each from a port of its own.
+fn reached(node: &Node, client: &str, ports: u16, to: &str, protocol: Protocol) -> BTreeSet<String> {
+    (ports..ports + 20).map(|port| node.reach(&format!("{client}:{port}"), to, protocol, SYN)).collect()
+}
+
+fn only(reached: BTreeSet<String>) -> String {
+    assert_eq!(reached.len(), 1, "{reached:?}");
+    reached.into_iter().next().unwrap()
+}
+
+fn writes(node: &mut Node, change: impl FnOnce(&mut Node)) -> Vec<&'static str> {
+    node.memory.log.clear();
+    change(node);
+    node.settle();
+    node.memory.log.clone()
+}
+
+#[test]
+fn a_client_with_affinity_reaches_one_backend_from_all_its_ports() {
+    let node = node(&sticky(60), &FOUR);
+    let first = only(reached(&node, "10.244.1.5", 40_000, WEB, TCP));
+    assert_eq!(only(reached(&node, "10.244.1.5", 50_000, WEB, TCP)), first);
+    let all: BTreeSet<String> =
+        (1..=40).map(|client| only(reached(&node, &format!("10.244.3.{client}"), 1000, WEB, TCP))).collect();
+    assert_eq!(all.len(), FOUR.len(), "different clients, different backends: {all:?}");
+}
+
+#[test]
+fn without_affinity_every_connection_is_a_new_choice() {
+    let node = node(&json!({}), &FOUR);
+    assert_eq!(reached(&node, "10.244.1.5", 40_000, WEB, TCP).len(), FOUR.len());
+}
+
+#[test]
+fn affinity_ends_so_long_after_the_last_new_connection() {
+    let node = node(&sticky(60), &FOUR);
+    let first = node.reach("10.244.1.5:1", WEB, TCP, SYN);
+    for port in 2..12 {
+        node.wait(60);
+        assert_eq!(node.reach(&format!("10.244.1.5:{port}"), WEB, TCP, SYN), first);
+    }
+    let after: BTreeSet<String> = (20..60)
+        .map(|port| {
+            node.wait(61);
+            node.reach(&format!("10.244.1.5:{port}"), WEB, TCP, SYN)
+        })
+        .collect();
+    assert_eq!(after.len(), FOUR.len(), "{after:?}");
+}
+
+#[test]
+fn affinity_moves_when_the_backend_leaves_and_does_not_come_back_with_it() {
+    let mut node = node(&sticky(60), &FOUR[..2]);
+    let first = only(reached(&node, "10.244.1.5", 1000, WEB, TCP));
+    let (gone, other) = if first == "10.244.2.1:8080" { (FOUR[0], FOUR[1]) } else { (FOUR[1], FOUR[0]) };
+    apply(&mut node.model, backends(&[other]));
+    node.settle();
+    let second = only(reached(&node, "10.244.1.5", 2000, WEB, TCP));
+    assert_eq!(second, format!("{other}:8080"));
+    apply(&mut node.model, backends(&[other, gone]));
+    node.settle();
+    assert_eq!(only(reached(&node, "10.244.1.5", 3000, WEB, TCP)), second);
+}
+
+#[test]
+fn a_mapping_does_not_survive_the_absence_of_its_backend() {
+    let mut node = node(&sticky(80_000), &FOUR);
+    let clients: Vec<String> = (1..=20).map(|n| format!("10.244.1.{n}:1000")).collect();
+    let before: Vec<String> = clients.iter().map(|client| node.reach(client, WEB, TCP, SYN)).collect();
+    apply(&mut node.model, backends(&[]));
+    node.settle();
+    node.wait(5);
+    apply(&mut node.model, backends(&FOUR));
+    node.settle();
+    let again = |client: &String| client.replace(":1000", ":2000");
+    let after: Vec<String> = clients.iter().map(|client| node.reach(&again(client), WEB, TCP, SYN)).collect();
+    assert_ne!(before, after);
+}
+
+#[test]
+fn each_port_remembers_for_itself() {
+    let node = node(&sticky(60), &FOUR);
+    let apart = (1..=40).any(|n| {
+        let client = format!("10.244.1.{n}");
+        let hosts: BTreeSet<String> = [(WEB, TCP), (ADMIN, TCP), (DNS, UDP)]
+            .into_iter()
+            .map(|(to, protocol)| only(reached(&node, &client, 1000, to, protocol)))
+            .map(|end| end.split(':').next().unwrap().to_owned())
+            .collect();
+        hosts.len() == 3
+    });
+    assert!(apart, "no client reached three pods through three ports");
+}
+
+#[test]
+fn affinity_can_be_switched_with_one_write_per_frontend() {
+    let mut node = node(&json!({}), &FOUR);
+    let slots = node.memory.slots.clone();
+    let one_each = [Frontends::NAME; 3];
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, web(&sticky(60)))), one_each);
+    let first = only(reached(&node, "10.244.1.5", 1000, WEB, TCP));
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, web(&sticky(600)))), one_each);
+    assert_eq!(only(reached(&node, "10.244.1.5", 2000, WEB, TCP)), first);
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, web(&json!({})))), one_each);
+    assert_eq!(reached(&node, "10.244.1.5", 3000, WEB, TCP).len(), FOUR.len());
+    assert_eq!(node.memory.slots, slots);
+}
