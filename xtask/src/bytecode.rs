@@ -91,7 +91,7 @@ pub(crate) fn stack_depth(code: &[Instruction]) -> u32 {
 
 /// What the kernel charges a call chain for a function's frame.
 pub(crate) fn frame(depth: u32) -> u32 {
-    // check_max_stack_depth rounds so since the beginning; Linux 6.8 went to 16 where the JIT allows.
+    // check_max_stack_depth rounds so; from Linux 6.9 on to 16 when there is a JIT, but nodes run older kernels too.
     depth.max(1).next_multiple_of(32)
 }
 
