@@ -251,7 +251,7 @@ fn remedy(kind: Kind, packages: Packages) -> &'static str {
     match (kind, packages) {
         (Kind::Distribution, Packages::None) => "needs Debian's apt-get",
         (Kind::Distribution, _) => "run `cargo xtask setup` as root",
-        (Kind::Nightly, _) => "get rustup (rustup.rs), then run `cargo xtask setup`",
+        (Kind::Nightly, _) => "install rustup, then run `cargo xtask setup`",
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
             error.to_string(),
             "no toolchain for the BPF target, and nothing here can install one:\n  \
              distribution: libstd-rust-web-dev-bpf missing; run `cargo xtask setup` as root\n  \
-             rustup nightly: a nightly toolchain, rust-src, bpf-linker missing; get rustup (rustup.rs), then run \
+             rustup nightly: a nightly toolchain, rust-src, bpf-linker missing; install rustup, then run \
              `cargo xtask setup`"
         );
     }
