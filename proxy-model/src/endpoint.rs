@@ -43,6 +43,19 @@ pub(crate) struct Endpoint {
     pub(crate) conditions: Conditions,
 }
 
+impl Endpoint {
+    /// Whether it is meant to be used (COND-01, COND-02).
+    pub(crate) const fn is_ready(&self) -> bool {
+        self.conditions.ready
+    }
+
+    /// Whether it is ready, or terminates but would still serve (COND-03).
+    pub(crate) const fn is_usable(&self) -> bool {
+        let Conditions { ready, serving, terminating } = self.conditions;
+        ready || serving && terminating
+    }
+}
+
 /// Where an endpoint runs, as seen from this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Location {

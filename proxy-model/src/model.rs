@@ -302,8 +302,7 @@ impl Model {
         if keys.is_empty() {
             return (keys, Target::default(), problems);
         }
-        let backends = choose(port, self.state.slices(&port.service));
-        (keys, Target { backends, affinity: wanted.affinity }, problems)
+        (keys, choose(wanted, self.state.slices(&port.service)), problems)
     }
 
     fn plan_port(

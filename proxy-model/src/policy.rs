@@ -9,6 +9,31 @@ const DEFAULT_TIMEOUT: u32 = 10_800;
 /// The longest timeout that the API accepts: one day.
 const MAX_TIMEOUT: u32 = 86_400;
 
+/// Which backends traffic may reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum TrafficPolicy {
+    /// Those on any node.
+    #[default]
+    Cluster,
+    /// Those on the node that the traffic is on.
+    Local,
+}
+
+impl TrafficPolicy {
+    /// From `spec.internalTrafficPolicy`; like kube-proxy, takes what is unknown for `Cluster` (SP-08).
+    pub(crate) fn parse_internal(spec: &ServiceSpec, report: &mut Report<'_>) -> Self {
+        match spec.internal_traffic_policy.as_deref() {
+            None | Some("" | "Cluster") => Self::Cluster,
+            Some("Local") => Self::Local,
+            Some(other) => {
+                let reason = "is not Cluster or Local; Cluster is used";
+                report.text("spec.internalTrafficPolicy", other, reason);
+                Self::Cluster
+            }
+        }
+    }
+}
+
 /// Whether a client stays with its backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SessionAffinity {
@@ -75,6 +100,26 @@ mod tests {
         let mut report = Report::new(Kind::Service, &object);
         let parsed = parse(&spec, &mut report);
         (parsed, report.finish().iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn internal_traffic_stays_local_only_if_the_service_says_so() {
+        for (spec, policy) in [
+            (json!({}), TrafficPolicy::Cluster),
+            (
+                json!({ "internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Local" }),
+                TrafficPolicy::Cluster,
+            ),
+            (json!({ "internalTrafficPolicy": "Local" }), TrafficPolicy::Local),
+        ] {
+            let text = spec.to_string();
+            assert_eq!(parsed(spec, TrafficPolicy::parse_internal), (policy, vec![]), "{text}");
+        }
+        let (policy, errors) =
+            parsed(json!({ "internalTrafficPolicy": "local" }), TrafficPolicy::parse_internal);
+        assert_eq!(policy, TrafficPolicy::Cluster);
+        let reason = "is not Cluster or Local; Cluster is used";
+        assert_eq!(errors, [format!("Service default/web: spec.internalTrafficPolicy: \"local\" {reason}")]);
     }
 
     #[test]

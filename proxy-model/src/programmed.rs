@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::AddressRoles,
-    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendKey, ServiceId},
     tables::{ServiceTraffic, Table},
 };
 
@@ -119,13 +119,12 @@ impl Programmed {
         };
         self.change_backends(live, &new, &target.backends, tables);
         self.change_run(run, tables);
-        let &Target { affinity, .. } = target;
         let value = Frontend {
             service: self.id,
             slot_base: run.base,
             slot_count: run.len,
-            affinity: affinity.seconds(),
-            flags: FrontendFlags::default(),
+            affinity: target.affinity.seconds(),
+            flags: target.flags,
         };
         self.change_frontends(keys, value, tables);
         Ok(())

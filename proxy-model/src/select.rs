@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use proxy_common::frontend::FrontendFlags;
+
 use crate::{
     address::BackendAddress,
     endpoint::{Endpoint, Location, Slice},
     name::ServicePortName,
-    policy::SessionAffinity,
+    policy::{SessionAffinity, TrafficPolicy},
+    service::ServicePort,
 };
 
 /// How the frontends of a service port are served.
@@ -16,37 +19,52 @@ pub(crate) struct Target {
     pub(crate) backends: Chosen,
     /// Whether clients stay with the one that answered first.
     pub(crate) affinity: SessionAffinity,
+    /// What happens to packets that nobody answers.
+    pub(crate) flags: FrontendFlags,
 }
 
 /// The backends of a service port, each once, with where it runs.
 pub(crate) type Chosen = BTreeMap<BackendAddress, Location>;
 
-/// The ready endpoints, or else those that terminate but still serve (SEL-02, SEL-03, SEL-08).
+/// Who answers at the ClusterIP of a service port (DEC-01 to DEC-05).
 ///
 /// `slices` are those of the Service, in the order of their names: where duplicates contradict each other, upstream
 /// lets the order decide (EPS-11).
-pub(crate) fn choose<'a>(port: &ServicePortName, slices: impl Iterator<Item = &'a Slice>) -> Chosen {
-    let endpoints = merge(port, slices);
+pub(crate) fn choose<'a>(wanted: &ServicePort, slices: impl Iterator<Item = &'a Slice>) -> Target {
+    let endpoints = merge(&wanted.name, slices);
+    let backends = match wanted.internal {
+        TrafficPolicy::Cluster => best(&endpoints, |_| true),
+        TrafficPolicy::Local => best(&endpoints, |endpoint| endpoint.location == Location::Local),
+    };
+    // SEL-06: under the policy Cluster, an empty set means that there is nobody anywhere.
+    let flags = if backends.is_empty() && endpoints.values().any(|endpoint| endpoint.is_usable()) {
+        FrontendFlags::DROP_WHEN_EMPTY
+    } else {
+        FrontendFlags::default()
+    };
+    Target { backends, affinity: wanted.affinity, flags }
+}
+
+/// Of the endpoints that are eligible, those that are ready, or else those that terminate but still serve (SEL-02 to
+/// SEL-04, SEL-08).
+fn best(endpoints: &Merged<'_>, eligible: impl Fn(&Endpoint) -> bool) -> Chosen {
     let chosen_if = |usable: fn(&Endpoint) -> bool| -> Chosen {
         endpoints
             .iter()
-            .filter(|(_, endpoint)| usable(endpoint))
+            .filter(|(_, endpoint)| usable(endpoint) && eligible(endpoint))
             .map(|(&address, endpoint)| (address, endpoint.location))
             .collect()
     };
-    let ready = chosen_if(|endpoint| endpoint.conditions.ready);
-    if !ready.is_empty() {
-        return ready;
-    }
-    chosen_if(|endpoint| endpoint.conditions.serving && endpoint.conditions.terminating)
+    let ready = chosen_if(Endpoint::is_ready);
+    if ready.is_empty() { chosen_if(Endpoint::is_usable) } else { ready }
 }
 
+/// The endpoints of a service port.
+type Merged<'a> = BTreeMap<BackendAddress, &'a Endpoint>;
+
 /// The endpoints that serve a port of this name, protocol and family, over all slices (EPS-06, EPS-07).
-fn merge<'a>(
-    port: &ServicePortName,
-    slices: impl Iterator<Item = &'a Slice>,
-) -> BTreeMap<BackendAddress, &'a Endpoint> {
-    let mut merged = BTreeMap::new();
+fn merge<'a>(port: &ServicePortName, slices: impl Iterator<Item = &'a Slice>) -> Merged<'a> {
+    let mut merged = Merged::new();
     for slice in slices.filter(|slice| slice.family == port.family) {
         let numbers = slice.ports.iter().filter(|p| p.name == port.port && p.transport == port.transport);
         for number in numbers {
@@ -74,18 +92,29 @@ mod tests {
         name::{Family, Transport},
     };
 
-    const READY: Conditions = Conditions { ready: true, serving: true, terminating: false };
-    const DRAINING: Conditions = Conditions { ready: false, serving: true, terminating: true };
-    const DEAD: Conditions = Conditions { ready: false, serving: false, terminating: true };
-    const UNREADY: Conditions = Conditions { ready: false, serving: true, terminating: false };
-    const READY_DRAINING: Conditions = Conditions { ready: true, serving: true, terminating: true };
-
-    fn slice(endpoints: &[(&str, Conditions)]) -> Slice {
-        let endpoints = endpoints.iter().map(|&(ip, conditions)| Endpoint {
-            ip: ip.parse().unwrap(),
+    /// An endpoint in words: its address, `local`, and how it is, if not ready.
+    fn endpoint(text: &str) -> Endpoint {
+        let mut words = text.split(' ');
+        let mut endpoint = Endpoint {
+            ip: words.next().unwrap().parse().unwrap(),
             location: Location::Remote,
-            conditions,
-        });
+            conditions: Conditions { ready: true, serving: true, terminating: false },
+        };
+        let Conditions { ready, serving, terminating } = &mut endpoint.conditions;
+        for word in words {
+            match word {
+                "local" => endpoint.location = Location::Local,
+                "unready" => *ready = false,
+                "stopping" => *terminating = true,
+                "draining" => (*ready, *terminating) = (false, true),
+                "dead" => (*ready, *serving, *terminating) = (false, false, true),
+                other => panic!("{other}?"),
+            }
+        }
+        endpoint
+    }
+
+    fn slice(endpoints: &[&str]) -> Slice {
         let port = SlicePort {
             name: "http".to_owned(),
             transport: Transport::Tcp,
@@ -94,40 +123,105 @@ mod tests {
         Slice {
             service: "web".to_owned(),
             family: Family::Ipv4,
-            endpoints: endpoints.collect(),
+            endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
             ports: vec![port],
         }
     }
 
+    fn target(internal: TrafficPolicy, slices: &[Slice]) -> (Vec<String>, FrontendFlags) {
+        let wanted = ServicePort {
+            name: "default/web:http/TCP/IPv4".parse().unwrap(),
+            cluster_ip: "10.96.0.1".parse().unwrap(),
+            port: NonZeroU16::new(80).unwrap(),
+            internal,
+            affinity: SessionAffinity::None,
+        };
+        let target = choose(&wanted, slices.iter());
+        (target.backends.keys().map(|address| address.ip.to_string()).collect(), target.flags)
+    }
+
+    fn owned(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(ToString::to_string).collect()
+    }
+
+    /// Under the policy Cluster.
     fn chosen(slices: &[Slice]) -> Vec<String> {
-        let port = "default/web:http/TCP/IPv4".parse().unwrap();
-        choose(&port, slices.iter()).keys().map(ToString::to_string).collect()
+        let (backends, flags) = target(TrafficPolicy::Cluster, slices);
+        assert_eq!(flags, FrontendFlags::default());
+        backends
     }
 
     #[test]
     fn ready_endpoints_suppress_the_terminating() {
-        let slices = [slice(&[("10.0.0.1", DRAINING), ("10.0.0.2", READY), ("10.0.0.3", READY_DRAINING)])];
-        assert_eq!(chosen(&slices), ["10.0.0.2:8080", "10.0.0.3:8080"]);
+        let slices = [slice(&["10.0.0.1 draining", "10.0.0.2", "10.0.0.3 stopping"])];
+        assert_eq!(chosen(&slices), ["10.0.0.2", "10.0.0.3"]);
     }
 
     #[test]
     fn those_that_terminate_and_serve_are_the_last_resort() {
-        let slices = [slice(&[("10.0.0.1", DRAINING), ("10.0.0.2", DEAD), ("10.0.0.3", UNREADY)])];
-        assert_eq!(chosen(&slices), ["10.0.0.1:8080"]);
-        assert_eq!(chosen(&[slice(&[("10.0.0.3", UNREADY), ("10.0.0.2", DEAD)])]), [""; 0]);
+        let slices = [slice(&["10.0.0.1 draining", "10.0.0.2 dead", "10.0.0.3 unready"])];
+        assert_eq!(chosen(&slices), ["10.0.0.1"]);
+        assert_eq!(chosen(&[slice(&["10.0.0.3 unready", "10.0.0.2 dead"])]), [""; 0]);
     }
 
     #[test]
     fn ready_beats_terminating_for_the_same_address_in_either_order() {
-        let (a, b) = (slice(&[("10.0.0.1", READY)]), slice(&[("10.0.0.1", DRAINING)]));
-        assert_eq!(chosen(&[a.clone(), b.clone()]), ["10.0.0.1:8080"]);
-        assert_eq!(chosen(&[b, a]), ["10.0.0.1:8080"]);
+        let (a, b) = (slice(&["10.0.0.1"]), slice(&["10.0.0.1 draining"]));
+        assert_eq!(chosen(&[a.clone(), b.clone()]), ["10.0.0.1"]);
+        assert_eq!(chosen(&[b, a]), ["10.0.0.1"]);
     }
 
     #[test]
     fn the_last_record_that_does_not_terminate_wins_and_the_first_that_does() {
-        assert_eq!(chosen(&[slice(&[("10.0.0.1", READY), ("10.0.0.1", UNREADY)])]), [""; 0]);
-        assert_eq!(chosen(&[slice(&[("10.0.0.1", UNREADY), ("10.0.0.1", READY)])]), ["10.0.0.1:8080"]);
-        assert_eq!(chosen(&[slice(&[("10.0.0.1", DEAD), ("10.0.0.1", DRAINING)])]), [""; 0]);
+        assert_eq!(chosen(&[slice(&["10.0.0.1", "10.0.0.1 unready"])]), [""; 0]);
+        assert_eq!(chosen(&[slice(&["10.0.0.1 unready", "10.0.0.1"])]), ["10.0.0.1"]);
+        assert_eq!(chosen(&[slice(&["10.0.0.1 dead", "10.0.0.1 draining"])]), [""; 0]);
+    }
+
+    /// The cases of `TestCategorizeEndpoints` that set the internal policy alone, by their names; the last five are
+    /// ours.
+    #[test]
+    fn the_policy_local_never_leaves_the_node() {
+        let (drop, refuse) = (FrontendFlags::DROP_WHEN_EMPTY, FrontendFlags::default());
+        for (name, endpoints, backends, flags) in [
+            ("internalTrafficPolicy: Local, with empty endpoints", &[][..], &[][..], refuse),
+            (
+                "internalTrafficPolicy: Local, but all endpoints are remote",
+                &["10.0.0.0", "10.0.0.1"],
+                &[],
+                drop,
+            ),
+            (
+                "internalTrafficPolicy: Local, all endpoints are local",
+                &["10.0.0.0 local", "10.0.0.1 local"],
+                &["10.0.0.0", "10.0.0.1"],
+                refuse,
+            ),
+            (
+                "internalTrafficPolicy: Local, some endpoints are local",
+                &["10.0.0.0 local", "10.0.0.1"],
+                &["10.0.0.0"],
+                refuse,
+            ),
+            (
+                "no cluster endpoints for iTP:Local internal-only service",
+                &["10.0.0.0", "10.0.0.1 local"],
+                &["10.0.0.1"],
+                refuse,
+            ),
+            ("local ones terminate", &["10.0.0.0", "10.0.0.1 local draining"], &["10.0.0.1"], refuse),
+            (
+                "local ones terminate, but not all",
+                &["10.0.0.0 local", "10.0.0.1 local draining"],
+                &["10.0.0.0"],
+                refuse,
+            ),
+            ("remote ones terminate", &["10.0.0.0 draining", "10.0.0.1 local dead"], &[], drop),
+            ("local ones cannot be used", &["10.0.0.0", "10.0.0.1 local unready"], &[], drop),
+            ("none can be used", &["10.0.0.0 unready", "10.0.0.1 local dead"], &[], refuse),
+        ] {
+            let (found, how) = target(TrafficPolicy::Local, &[slice(endpoints)]);
+            assert_eq!((found, how), (owned(backends), flags), "{name}");
+        }
     }
 }

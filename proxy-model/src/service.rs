@@ -10,7 +10,7 @@ use crate::{
     change::ObjectName,
     error::Report,
     name::{Family, ServicePortName, Transport, is_name},
-    policy::SessionAffinity,
+    policy::{SessionAffinity, TrafficPolicy},
 };
 
 /// A Service with this label belongs to another proxy (SVC-01, SVC-02).
@@ -25,6 +25,8 @@ pub(crate) struct ServicePort {
     pub(crate) cluster_ip: IpAddr,
     /// `spec.ports[].port`.
     pub(crate) port: NonZeroU16,
+    /// Which backends the ClusterIP leads to.
+    pub(crate) internal: TrafficPolicy,
     /// Whether clients stay with their backends.
     pub(crate) affinity: SessionAffinity,
 }
@@ -49,6 +51,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
         }
     }
     let cluster_ips = cluster_ips(spec, report);
+    let internal = TrafficPolicy::parse_internal(spec, report);
     let affinity = SessionAffinity::parse(spec, report);
     let mut seen = BTreeSet::new();
     let mut ports = Vec::new();
@@ -69,6 +72,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             },
             cluster_ip,
             port: number,
+            internal,
             affinity,
         }));
     }

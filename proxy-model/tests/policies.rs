@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proxy_common::{
+    drop::DropReason,
     flow::TcpFlags,
+    lb::Verdict,
     tables::{Frontends, Table as _},
     tuple::Protocol,
 };
@@ -163,4 +165,48 @@ fn affinity_can_be_switched_with_one_write_per_frontend() {
     assert_eq!(writes(&mut node, |node| apply(&mut node.model, web(&json!({})))), one_each);
     assert_eq!(reached(&node, "10.244.1.5", 3000, WEB, TCP).len(), FOUR.len());
     assert_eq!(node.memory.slots, slots);
+}
+
+fn local() -> Value {
+    json!({ "internalTrafficPolicy": "Local" })
+}
+
+#[test]
+fn under_the_policy_local_nobody_reaches_another_node() {
+    let node = node(&local(), &["10.244.2.1", "10.244.1.7!", "10.244.1.8!"]);
+    // A pod, the host, and somebody who routes through it (ITP-01).
+    for client in ["10.244.1.5", "192.168.0.1", "203.0.113.9"] {
+        let all: BTreeSet<_> = ["10.244.1.7:8080", "10.244.1.8:8080"].map(str::to_owned).into();
+        assert_eq!(reached(&node, client, 1000, WEB, TCP), all);
+    }
+}
+
+#[test]
+fn under_the_policy_local_silence_says_that_others_have_backends() {
+    let mut node = node(&local(), &["10.244.2.1"]);
+    let drop = Verdict::Drop(DropReason::NoLocalBackend);
+    for client in ["10.244.1.5:1", "192.168.0.1:1", "203.0.113.9:1"] {
+        assert_eq!(node.enter(client, WEB, TCP, SYN), drop);
+        assert_eq!(node.enter(client, DNS, UDP, SYN), drop);
+    }
+    apply(&mut node.model, backends(&[]));
+    node.settle();
+    assert_eq!(node.enter("10.244.1.5:1", WEB, TCP, SYN), Verdict::Refuse(DropReason::NoBackend));
+    apply(&mut node.model, backends(&["10.244.1.7!"]));
+    node.settle();
+    assert_eq!(node.reach("10.244.1.5:1", WEB, TCP, SYN), "10.244.1.7:8080");
+}
+
+#[test]
+fn host_network_endpoints_are_local_too() {
+    let node = node(&local(), &["192.168.0.1!", "192.168.0.2"]);
+    assert_eq!(only(reached(&node, "192.168.0.1", 1000, WEB, TCP)), "192.168.0.1:8080");
+}
+
+#[test]
+fn between_silence_and_refusal_lies_one_write_per_frontend() {
+    let mut node = node(&local(), &["10.244.2.1"]);
+    let one_each = [Frontends::NAME; 3];
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, backends(&[]))), one_each);
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, backends(&["10.244.2.2"]))), one_each);
 }

@@ -12,7 +12,7 @@ use crate::common::{Memory, settle};
 
 #[derive(Clone, Debug)]
 enum Action {
-    Service { name: usize, ip: u8, ports: u8, age: u8, affinity: u8 },
+    Service { name: usize, ip: u8, ports: u8, age: u8, affinity: u8, local: bool },
     NoService { name: usize },
     Slice { name: usize, owner: usize, endpoints: Vec<(u8, u8)>, port: u16 },
     NoSlice { name: usize },
@@ -27,8 +27,8 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 fn action() -> impl Strategy<Value = Action> {
     let endpoint = (1..5u8, 0..6u8);
     prop_oneof![
-        4 => (0..3usize, 1..4u8, 0..8u8, 0..3u8, 0..3u8)
-            .prop_map(|(name, ip, ports, age, affinity)| Action::Service { name, ip, ports, age, affinity }),
+        4 => (0..3usize, 1..4u8, 0..8u8, 0..3u8, 0..3u8, any::<bool>())
+            .prop_map(|(name, ip, ports, age, affinity, local)| Action::Service { name, ip, ports, age, affinity, local }),
         1 => (0..3usize).prop_map(|name| Action::NoService { name }),
         6 => (0..3usize, 0..3usize, prop::collection::vec(endpoint, 0..4), 1..3u16)
             .prop_map(|(name, owner, endpoints, port)| Action::Slice { name, owner, endpoints, port }),
@@ -40,7 +40,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-fn service(name: usize, ip: u8, ports: u8, age: u8, affinity: u8) -> Service {
+fn service(name: usize, ip: u8, ports: u8, age: u8, affinity: u8, local: bool) -> Service {
     let all = [("http", 80, "TCP"), ("http", 80, "UDP"), ("admin", 81, "TCP")];
     let ports: Vec<Value> = (0..3)
         .filter(|bit| ports & 1 << bit != 0)
@@ -51,6 +51,9 @@ fn service(name: usize, ip: u8, ports: u8, age: u8, affinity: u8) -> Service {
         metadata["creationTimestamp"] = json!(format!("202{age}-01-01T00:00:00Z"));
     }
     let mut spec = json!({ "clusterIP": format!("10.96.0.{ip}"), "ports": ports });
+    if local {
+        spec["internalTrafficPolicy"] = json!("Local");
+    }
     if affinity > 0 {
         spec["sessionAffinity"] = json!("ClientIP");
         spec["sessionAffinityConfig"] = json!({ "clientIP": { "timeoutSeconds": affinity } });
@@ -120,8 +123,8 @@ proptest! {
         cluster.list(&mut model);
         for action in actions {
             match action {
-                Action::Service { name, ip, ports, age, affinity } => {
-                    let service = service(name, ip, ports, age, affinity);
+                Action::Service { name, ip, ports, age, affinity, local } => {
+                    let service = service(name, ip, ports, age, affinity, local);
                     cluster.services.insert(name, service.clone());
                     model.apply(Change::Service(Event::Apply(service)));
                 }

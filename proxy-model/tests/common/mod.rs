@@ -12,7 +12,7 @@ use std::{
 use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::{AddressRoles, FilterLine, FilterPosition},
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
     tables::{AddressFilter, Backends, Frontends, NAME_BYTES, ServiceNames, ServiceTraffic, Slots, Table},
 };
 use proxy_model::{HashTableIo, Io, Model, Restored, ServicePortName, TableIo};
@@ -78,6 +78,9 @@ impl Memory {
             if !self.names.contains_key(&frontend.service) {
                 return Err(format!("{key:?} belongs to a service without a name"));
             }
+            if frontend.slot_count > 0 && frontend.flags != FrontendFlags::default() {
+                return Err(format!("{key:?} has backends and {:?}", frontend.flags));
+            }
             let mut seen = HashSet::new();
             for slot in frontend.slot_base..frontend.slot_base + frontend.slot_count {
                 let id = self.slots.get(&slot).ok_or(format!("{key:?}: slot {slot} is empty"))?;
@@ -140,7 +143,8 @@ impl Memory {
             .collect();
         backends.sort();
         if backends.is_empty() {
-            line.push_str(" refuse");
+            let silent = row.flags.contains(FrontendFlags::DROP_WHEN_EMPTY);
+            line.push_str(if silent { " drop" } else { " refuse" });
         } else {
             write!(line, " {}", backends.join(", ")).unwrap();
         }
