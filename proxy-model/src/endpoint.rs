@@ -12,6 +12,7 @@ use crate::{
     error::Report,
     name::{Family, Transport},
     service::{parse_port_number, parse_transport},
+    topology::Hints,
 };
 
 /// The slice belongs to a headless Service, which has no VIP to serve (EPS-01).
@@ -33,7 +34,7 @@ pub(crate) struct Slice {
 }
 
 /// An address that may become a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     /// Address.
     pub(crate) ip: IpAddr,
@@ -41,6 +42,8 @@ pub(crate) struct Endpoint {
     pub(crate) location: Location,
     /// How it is.
     pub(crate) conditions: Conditions,
+    /// For whom it is meant.
+    pub(crate) hints: Hints,
 }
 
 impl Endpoint {
@@ -147,6 +150,7 @@ fn parse_endpoint(
         ip: ip?,
         location: if local { Location::Local } else { Location::Remote },
         conditions: spec.conditions.as_ref().into(),
+        hints: Hints::parse(spec.hints.as_ref(), node_name),
     })
 }
 

@@ -18,6 +18,7 @@ mod ids;
 mod io;
 mod model;
 mod name;
+mod node;
 mod policy;
 mod programmed;
 mod restore;
@@ -25,6 +26,7 @@ mod select;
 mod service;
 mod state;
 mod tables;
+mod topology;
 
 pub use change::{Change, Event, ObjectName};
 pub use error::{CommitError, Kind, Misfit, ObjectError, PlanError};

@@ -302,7 +302,7 @@ impl Model {
         if keys.is_empty() {
             return (keys, Target::default(), problems);
         }
-        (keys, choose(wanted, self.state.slices(&port.service)), problems)
+        (keys, choose(wanted, self.state.slices(&port.service), self.state.node()), problems)
     }
 
     fn plan_port(

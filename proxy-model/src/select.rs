@@ -8,8 +8,10 @@ use crate::{
     address::BackendAddress,
     endpoint::{Endpoint, Location, Slice},
     name::ServicePortName,
+    node::ThisNode,
     policy::{SessionAffinity, TrafficPolicy},
     service::ServicePort,
+    topology::Preference,
 };
 
 /// How the frontends of a service port are served.
@@ -30,10 +32,19 @@ pub(crate) type Chosen = BTreeMap<BackendAddress, Location>;
 ///
 /// `slices` are those of the Service, in the order of their names: where duplicates contradict each other, upstream
 /// lets the order decide (EPS-11).
-pub(crate) fn choose<'a>(wanted: &ServicePort, slices: impl Iterator<Item = &'a Slice>) -> Target {
+pub(crate) fn choose<'a>(
+    wanted: &ServicePort,
+    slices: impl Iterator<Item = &'a Slice>,
+    node: &ThisNode,
+) -> Target {
     let endpoints = merge(&wanted.name, slices);
     let backends = match wanted.internal {
-        TrafficPolicy::Cluster => best(&endpoints, |_| true),
+        TrafficPolicy::Cluster => {
+            let ready = endpoints.values().filter(|endpoint| endpoint.is_ready());
+            let preference = Preference::of(ready.map(|endpoint| &endpoint.hints), node);
+            best(&endpoints, |endpoint| preference.admits(&endpoint.hints))
+        }
+        // TOPO-10: hints say nothing about who may be reached on the node itself.
         TrafficPolicy::Local => best(&endpoints, |endpoint| endpoint.location == Location::Local),
     };
     // SEL-06: under the policy Cluster, an empty set means that there is nobody anywhere.
@@ -86,19 +97,25 @@ fn merge<'a>(port: &ServicePortName, slices: impl Iterator<Item = &'a Slice>) ->
 mod tests {
     use std::num::NonZeroU16;
 
+    use k8s_openapi::api::core::v1::Node;
+    use serde_json::json;
+
     use super::*;
     use crate::{
+        change::Event,
         endpoint::{Conditions, SlicePort},
         name::{Family, Transport},
+        topology::Hints,
     };
 
-    /// An endpoint in words: its address, `local`, and how it is, if not ready.
+    /// An endpoint in words: its address, `local`, how it is, if not ready, and for which zones it is meant.
     fn endpoint(text: &str) -> Endpoint {
         let mut words = text.split(' ');
         let mut endpoint = Endpoint {
             ip: words.next().unwrap().parse().unwrap(),
             location: Location::Remote,
             conditions: Conditions { ready: true, serving: true, terminating: false },
+            hints: Hints::default(),
         };
         let Conditions { ready, serving, terminating } = &mut endpoint.conditions;
         for word in words {
@@ -108,6 +125,7 @@ mod tests {
                 "stopping" => *terminating = true,
                 "draining" => (*ready, *terminating) = (false, true),
                 "dead" => (*ready, *serving, *terminating) = (false, false, true),
+                zone if zone.starts_with("zone-") => endpoint.hints.zones.push(zone.to_owned()),
                 other => panic!("{other}?"),
             }
         }
@@ -128,6 +146,16 @@ mod tests {
         }
     }
 
+    /// A node in `zone-a`.
+    fn node() -> ThisNode {
+        let mut this = ThisNode::new("node-a");
+        let labels = json!({ "topology.kubernetes.io/zone": "zone-a" });
+        let node: Node =
+            serde_json::from_value(json!({ "metadata": { "name": "node-a", "labels": labels } })).unwrap();
+        this.apply(&Event::Apply(node));
+        this
+    }
+
     fn target(internal: TrafficPolicy, slices: &[Slice]) -> (Vec<String>, FrontendFlags) {
         let wanted = ServicePort {
             name: "default/web:http/TCP/IPv4".parse().unwrap(),
@@ -136,7 +164,7 @@ mod tests {
             internal,
             affinity: SessionAffinity::None,
         };
-        let target = choose(&wanted, slices.iter());
+        let target = choose(&wanted, slices.iter(), &node());
         (target.backends.keys().map(|address| address.ip.to_string()).collect(), target.flags)
     }
 
@@ -178,6 +206,51 @@ mod tests {
         assert_eq!(chosen(&[slice(&["10.0.0.1 dead", "10.0.0.1 draining"])]), [""; 0]);
     }
 
+    /// The cases of `TestCategorizeEndpoints` that are about conditions, by their names; the last three are ours.
+    #[test]
+    fn hints_and_conditions() {
+        for (name, endpoints, backends) in [
+            (
+                "unready endpoint",
+                &["10.1.2.3 zone-a", "10.1.2.4 zone-b", "10.1.2.5 zone-c", "10.1.2.6 zone-a unready"][..],
+                &["10.1.2.3"][..],
+            ),
+            (
+                "only unready endpoints in same zone (should not filter)",
+                &["10.1.2.3 zone-a unready", "10.1.2.4 zone-b", "10.1.2.5 zone-c", "10.1.2.6 zone-a unready"],
+                &["10.1.2.4", "10.1.2.5"],
+            ),
+            ("Cluster traffic policy, endpoints not Ready", &["10.0.0.0 unready", "10.0.0.1 unready"], &[]),
+            (
+                "Cluster traffic policy, some endpoints are Ready",
+                &["10.0.0.0 unready", "10.0.0.1"],
+                &["10.0.0.1"],
+            ),
+            (
+                "Cluster traffic policy, all endpoints are terminating",
+                &["10.0.0.0 local draining", "10.0.0.1 draining"],
+                &["10.0.0.0", "10.0.0.1"],
+            ),
+            (
+                "all endpoints are terminating, hints are ignored",
+                &["10.0.0.0 draining zone-a", "10.0.0.1 draining zone-b"],
+                &["10.0.0.0", "10.0.0.1"],
+            ),
+            (
+                "a terminating endpoint without hints does not matter",
+                &["10.0.0.0 zone-a", "10.0.0.1 draining", "10.0.0.2 zone-b"],
+                &["10.0.0.0"],
+            ),
+            (
+                "a terminating endpoint that is ready does",
+                &["10.0.0.0 zone-a", "10.0.0.1 stopping", "10.0.0.2 zone-b"],
+                &["10.0.0.0", "10.0.0.1", "10.0.0.2"],
+            ),
+        ] {
+            assert_eq!(chosen(&[slice(endpoints)]), owned(backends), "{name}");
+        }
+    }
+
     /// The cases of `TestCategorizeEndpoints` that set the internal policy alone, by their names; the last five are
     /// ours.
     #[test]
@@ -207,6 +280,12 @@ mod tests {
                 "no cluster endpoints for iTP:Local internal-only service",
                 &["10.0.0.0", "10.0.0.1 local"],
                 &["10.0.0.1"],
+                refuse,
+            ),
+            (
+                "internalTrafficPolicy: Local, topology ignored for Local endpoints",
+                &["10.1.2.3 local zone-a", "10.1.2.4 local zone-b", "10.1.2.5 zone-c", "10.1.2.6 zone-a"],
+                &["10.1.2.3", "10.1.2.4"],
                 refuse,
             ),
             ("local ones terminate", &["10.0.0.0", "10.0.0.1 local draining"], &["10.0.0.1"], refuse),

@@ -14,13 +14,14 @@ use crate::{
     change::{Change, Event, ObjectName},
     endpoint::{self, Slice},
     error::{Kind, ObjectError, Report},
+    node::ThisNode,
     service::{self, ServicePort},
 };
 
 /// All objects as far as they matter. Whatever order they arrive in, the same objects give the same state (SVC-12).
 #[derive(Debug)]
 pub(crate) struct State {
-    node_name: String,
+    node: ThisNode,
     /// Services that have service ports.
     services: BTreeMap<ObjectName, ParsedService>,
     /// Slices by their Service and name, known or not.
@@ -56,7 +57,7 @@ trait Object {
 impl State {
     pub(crate) fn new(node_name: &str) -> Self {
         Self {
-            node_name: node_name.to_owned(),
+            node: ThisNode::new(node_name),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             owners: HashMap::new(),
@@ -71,12 +72,16 @@ impl State {
         match change {
             Change::Service(event) => self.take_in(event),
             Change::EndpointSlice(event) => self.take_in(event),
-            // Of interest for topology hints and addresses of the node, neither of which is balanced yet.
-            Change::Node(_) => Vec::new(),
+            Change::Node(event) => {
+                if self.node.apply(&event) {
+                    self.reconsider_zones();
+                }
+                Vec::new()
+            }
         }
     }
 
-    /// Whether both kinds have been listed (SYNC-01).
+    /// Whether both kinds have been listed (SYNC-01). What is said about this node is not waited for.
     pub(crate) fn is_synced(&self) -> bool {
         [Kind::Service, Kind::EndpointSlice].iter().all(|kind| self.listed.contains(kind))
     }
@@ -89,6 +94,11 @@ impl State {
     /// The Services that are affected by changes since the last call.
     pub(crate) fn take_dirty(&mut self) -> BTreeSet<ObjectName> {
         mem::take(&mut self.dirty)
+    }
+
+    /// The node that the agent runs on.
+    pub(crate) const fn node(&self) -> &ThisNode {
+        &self.node
     }
 
     /// A Service by its name.
@@ -104,6 +114,18 @@ impl State {
     /// What is wrong with the present objects.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &ObjectError> {
         self.problems.values().flatten()
+    }
+
+    /// This node is in another zone: Services whose endpoints are meant for zones are affected (TOPO-09).
+    fn reconsider_zones(&mut self) {
+        let Self { slices, dirty, .. } = self;
+        let zoned = slices.iter().filter(|(_, slices)| {
+            slices
+                .values()
+                .flat_map(|slice| &slice.endpoints)
+                .any(|endpoint| !endpoint.hints.zones.is_empty())
+        });
+        dirty.extend(zoned.map(|(service, _)| service.clone()));
     }
 
     fn take_in<K: Object>(&mut self, event: Event<K>) -> Vec<ObjectError> {
@@ -189,7 +211,7 @@ impl Object for EndpointSlice {
         if name.namespace.is_empty() || name.name.is_empty() {
             return;
         }
-        let Some(slice) = endpoint::parse(self, &state.node_name, report) else {
+        let Some(slice) = endpoint::parse(self, state.node.name(), report) else {
             return Self::remove(name, state);
         };
         let owner = endpoint::owner(&name.namespace, &slice);

@@ -10,11 +10,12 @@ use proxy_common::{
     tables::{Frontends, Table as _},
     tuple::Protocol,
 };
+use proxy_model::{Change, Event, ObjectName};
 use serde_json::{Value, json};
 
 use crate::common::{
     node::Node,
-    objects::{apply, replace, service_with, slice_with},
+    objects::{apply, node_in, replace, service_with, slice_with},
 };
 
 const TCP: Protocol = Protocol::TCP;
@@ -209,4 +210,49 @@ fn between_silence_and_refusal_lies_one_write_per_frontend() {
     let one_each = [Frontends::NAME; 3];
     assert_eq!(writes(&mut node, |node| apply(&mut node.model, backends(&[]))), one_each);
     assert_eq!(writes(&mut node, |node| apply(&mut node.model, backends(&["10.244.2.2"]))), one_each);
+}
+
+/// A slice of `default/web` whose addresses are for `zone-a` and `zone-b` in turn.
+fn zoned(addresses: &[&str]) -> EndpointSlice {
+    let mut slice = backends(addresses);
+    for (endpoint, zone) in slice.endpoints.iter_mut().flatten().zip(["zone-a", "zone-b"].iter().cycle()) {
+        endpoint.hints = serde_json::from_value(json!({ "forZones": [{ "name": zone }] })).unwrap();
+    }
+    slice
+}
+
+#[test]
+fn clients_stay_in_the_zone() {
+    let mut node = node(&json!({}), &FOUR);
+    apply(&mut node.model, zoned(&FOUR));
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, node_in("node-b", Some("zone-b")))), [""; 0]);
+    assert_eq!(reached(&node, "10.244.1.5", 1000, WEB, TCP).len(), 4);
+    apply(&mut node.model, node_in("node-a", Some("zone-b")));
+    node.settle();
+    let there: BTreeSet<_> = ["10.244.2.2:8080", "10.244.2.4:8080"].map(str::to_owned).into();
+    assert_eq!(reached(&node, "10.244.1.5", 2000, WEB, TCP), there);
+}
+
+#[test]
+fn a_zone_is_not_waited_for_and_outlives_its_node_object() {
+    let mut node = node(&json!({}), &FOUR);
+    apply(&mut node.model, zoned(&FOUR));
+    apply(&mut node.model, node_in("node-a", Some("zone-a")));
+    node.settle();
+    let name = ObjectName { namespace: String::new(), name: "node-a".to_owned() };
+    let gone = Change::Node(Event::Delete(name));
+    assert_eq!(writes(&mut node, |node| assert_eq!(node.model.apply(gone), [])), [""; 0]);
+    let none = Change::Node(Event::Replace(vec![]));
+    assert_eq!(writes(&mut node, |node| assert_eq!(node.model.apply(none), [])), [""; 0]);
+    apply(&mut node.model, zoned(&FOUR[1..]));
+    node.settle();
+    assert_eq!(reached(&node, "10.244.1.5", 1000, WEB, TCP).len(), 2);
+}
+
+#[test]
+fn a_change_of_hints_or_zone_that_changes_no_backend_writes_nothing() {
+    let mut node = node(&json!({}), &FOUR);
+    apply(&mut node.model, node_in("node-a", Some("zone-c")));
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, zoned(&FOUR))), [""; 0]);
+    assert_eq!(writes(&mut node, |node| apply(&mut node.model, node_in("node-a", None))), [""; 0]);
 }

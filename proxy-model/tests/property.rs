@@ -3,19 +3,23 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use proptest::prelude::*;
 use proxy_model::{Change, Event, Model, ObjectName, Restored};
 use serde_json::{Value, json};
 
-use crate::common::{Memory, settle};
+use crate::common::{Memory, objects::node_in, settle};
 
 #[derive(Clone, Debug)]
 enum Action {
     Service { name: usize, ip: u8, ports: u8, age: u8, affinity: u8, local: bool },
     NoService { name: usize },
-    Slice { name: usize, owner: usize, endpoints: Vec<(u8, u8)>, port: u16 },
+    Slice { name: usize, owner: usize, endpoints: Vec<(u8, u8, u8)>, port: u16 },
     NoSlice { name: usize },
+    Zone { of: &'static str, zone: Option<&'static str> },
     Relist,
     Restart,
     Commit { millis: u64 },
@@ -25,7 +29,7 @@ enum Action {
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 fn action() -> impl Strategy<Value = Action> {
-    let endpoint = (1..5u8, 0..6u8);
+    let endpoint = (1..5u8, 0..6u8, 0..10u8);
     prop_oneof![
         4 => (0..3usize, 1..4u8, 0..8u8, 0..3u8, 0..3u8, any::<bool>())
             .prop_map(|(name, ip, ports, age, affinity, local)| Action::Service { name, ip, ports, age, affinity, local }),
@@ -33,6 +37,8 @@ fn action() -> impl Strategy<Value = Action> {
         6 => (0..3usize, 0..3usize, prop::collection::vec(endpoint, 0..4), 1..3u16)
             .prop_map(|(name, owner, endpoints, port)| Action::Slice { name, owner, endpoints, port }),
         1 => (0..3usize).prop_map(|name| Action::NoSlice { name }),
+        2 => (prop::sample::select(&["node-a", "node-b"][..]), prop::sample::select(&[None, Some("zone-a"), Some("zone-b")][..]))
+            .prop_map(|(of, zone)| Action::Zone { of, zone }),
         1 => Just(Action::Relist),
         1 => Just(Action::Restart),
         4 => (0..1500u64).prop_map(|millis| Action::Commit { millis }),
@@ -61,17 +67,26 @@ fn service(name: usize, ip: u8, ports: u8, age: u8, affinity: u8, local: bool) -
     serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
 }
 
-fn slice(name: usize, owner: usize, endpoints: &[(u8, u8)], port: u16) -> EndpointSlice {
+fn slice(name: usize, owner: usize, endpoints: &[(u8, u8, u8)], port: u16) -> EndpointSlice {
     let endpoints: Vec<Value> = endpoints
         .iter()
-        .map(|(address, condition)| {
+        .map(|(address, condition, hint)| {
             let conditions = match condition {
                 0 => json!({ "ready": false }),
                 1 => json!({ "ready": false, "serving": true, "terminating": true }),
                 _ => json!({ "ready": true }),
             };
             let node = if condition % 2 == 0 { "node-a" } else { "node-b" };
-            json!({ "addresses": [format!("10.0.0.{address}")], "conditions": conditions, "nodeName": node })
+            let hints = match hint {
+                0 => Value::Null,
+                1 => json!({ "forNodes": [{ "name": "node-a" }] }),
+                2 => json!({ "forNodes": [{ "name": node }], "forZones": [{ "name": "zone-a" }] }),
+                3 => json!({ "forZones": [{ "name": "zone-a" }, { "name": "zone-b" }] }),
+                4..7 => json!({ "forZones": [{ "name": "zone-a" }] }),
+                _ => json!({ "forZones": [{ "name": "zone-b" }] }),
+            };
+            let address = format!("10.0.0.{address}");
+            json!({ "addresses": [address], "conditions": conditions, "nodeName": node, "hints": hints })
         })
         .collect();
     let port = 8000 + port;
@@ -96,10 +111,12 @@ fn named(name: &str) -> ObjectName {
 struct Cluster {
     services: BTreeMap<usize, Service>,
     slices: BTreeMap<usize, EndpointSlice>,
+    nodes: BTreeMap<&'static str, Node>,
 }
 
 impl Cluster {
     fn list(&self, model: &mut Model) {
+        model.apply(Change::Node(Event::Replace(self.nodes.values().cloned().collect())));
         model.apply(Change::Service(Event::Replace(self.services.values().cloned().collect())));
         model.apply(Change::EndpointSlice(Event::Replace(self.slices.values().cloned().collect())));
     }
@@ -140,6 +157,11 @@ proptest! {
                 Action::NoSlice { name } => {
                     cluster.slices.remove(&name);
                     model.apply(Change::EndpointSlice(Event::Delete(named(&format!("slice-{name}")))));
+                }
+                Action::Zone { of, zone } => {
+                    let node = node_in(of, zone);
+                    cluster.nodes.insert(of, node.clone());
+                    model.apply(Change::Node(Event::Apply(node)));
                 }
                 Action::Relist => cluster.list(&mut model),
                 Action::Restart => {

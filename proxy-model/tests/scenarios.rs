@@ -7,7 +7,10 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use proxy_model::{Change, Event, Model, ObjectName, Restored};
 use serde_json::Value;
 
@@ -46,12 +49,14 @@ const WAYS: [Way; 7] = [
 enum Object {
     Service(Box<Service>),
     Slice(Box<EndpointSlice>),
+    Node(Box<Node>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Slice,
     Service,
+    Node,
 }
 
 type Key = (Kind, ObjectName);
@@ -133,13 +138,15 @@ fn run(name: &str, steps: &[Step], way: Way) {
 }
 
 fn list(model: &mut Model, objects: &Objects) {
-    let (mut services, mut slices) = (Vec::new(), Vec::new());
+    let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
     for object in objects.values() {
         match object {
             Object::Service(service) => services.push(Service::clone(service)),
             Object::Slice(slice) => slices.push(EndpointSlice::clone(slice)),
+            Object::Node(node) => nodes.push(Node::clone(node)),
         }
     }
+    model.apply(Change::Node(Event::Replace(nodes)));
     model.apply(Change::EndpointSlice(Event::Replace(slices)));
     model.apply(Change::Service(Event::Replace(services)));
 }
@@ -148,8 +155,10 @@ fn change((kind, name): Key, object: Option<Object>) -> Change {
     match (kind, object) {
         (_, Some(Object::Service(service))) => Change::Service(Event::Apply(*service)),
         (_, Some(Object::Slice(slice))) => Change::EndpointSlice(Event::Apply(*slice)),
+        (_, Some(Object::Node(node))) => Change::Node(Event::Apply(*node)),
         (Kind::Service, None) => Change::Service(Event::Delete(name)),
         (Kind::Slice, None) => Change::EndpointSlice(Event::Delete(name)),
+        (Kind::Node, None) => Change::Node(Event::Delete(name)),
     }
 }
 
@@ -192,6 +201,7 @@ fn key(kind: &str, namespace: &str, name: &str) -> Key {
     let kind = match kind {
         "Service" => Kind::Service,
         "EndpointSlice" => Kind::Slice,
+        "Node" => Kind::Node,
         other => panic!("what is a {other}?"),
     };
     (kind, ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
@@ -207,6 +217,7 @@ fn objects(file: &str, body: &str) -> impl Iterator<Item = (Key, Object)> {
         let object = match key.0 {
             Kind::Service => serde_json::from_value(value).map(|service| Object::Service(Box::new(service))),
             Kind::Slice => serde_json::from_value(value).map(|slice| Object::Slice(Box::new(slice))),
+            Kind::Node => serde_json::from_value(value).map(|node| Object::Node(Box::new(node))),
         };
         (key, object.unwrap_or_else(|error| panic!("{file}: {error}\n{document}")))
     })

@@ -1,6 +1,9 @@
 //! Objects for tests that make many of them.
 
-use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use proxy_model::{Change, Event, Model, ObjectName};
 use serde_json::{Value, json};
 
@@ -41,6 +44,12 @@ pub(crate) fn slice_with(service: &str, addresses: &[&str], ports: Value) -> End
     .unwrap()
 }
 
+/// A Node in a zone, or in none.
+pub(crate) fn node_in(name: &str, zone: Option<&str>) -> Node {
+    let labels = zone.map(|zone| json!({ "topology.kubernetes.io/zone": zone })).unwrap_or_default();
+    serde_json::from_value(json!({ "metadata": { "name": name, "labels": labels } })).unwrap()
+}
+
 /// The objects that changes speak about.
 pub(crate) trait Applies {
     fn change(event: Event<Self>) -> Change
@@ -51,6 +60,12 @@ pub(crate) trait Applies {
 impl Applies for Service {
     fn change(event: Event<Self>) -> Change {
         Change::Service(event)
+    }
+}
+
+impl Applies for Node {
+    fn change(event: Event<Self>) -> Change {
+        Change::Node(event)
     }
 }
 
