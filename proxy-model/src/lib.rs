@@ -33,4 +33,4 @@ pub use error::{CommitError, Kind, Misfit, ObjectError, PlanError};
 pub use io::{HashTableIo, Io, TableIo, TablesIo};
 pub use model::{Counts, Model, Problem};
 pub use name::{Family, ParseNameError, ServicePortName, Transport};
-pub use restore::Restored;
+pub use restore::{Capacities, Restored};

@@ -19,7 +19,7 @@ use crate::{
     io::{TableIo, TablesIo},
     name::ServicePortName,
     programmed::{Counters, Programmed, Progress},
-    restore::{Adopted, Leftovers, Restored, adopt},
+    restore::{Adopted, Capacities, Leftovers, Restored, adopt},
     select::{Target, choose},
     service::ServicePort,
     state::{ParsedService, State},
@@ -82,7 +82,13 @@ impl Model {
     /// A model for the node called `node_name`, which goes on from what the kernel has.
     #[must_use]
     pub fn new(node_name: &str, restored: Restored) -> Self {
-        let Adopted { tables, programmed, leftovers } = adopt(restored);
+        Self::with_capacities(node_name, restored, Capacities::default())
+    }
+
+    /// The same for tables that do not have their default capacities.
+    #[must_use]
+    pub fn with_capacities(node_name: &str, restored: Restored, capacities: Capacities) -> Self {
+        let Adopted { tables, programmed, leftovers } = adopt(restored, capacities);
         Self {
             state: State::new(node_name),
             tables,

@@ -42,6 +42,23 @@ pub struct Restored {
     pub filter: Vec<(u32, FilterLine)>,
 }
 
+/// How many entries the tables have whose indices the model gives away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Of the table of service names.
+    pub services: u32,
+    /// Of the backend table.
+    pub backends: u32,
+    /// Of the slot table.
+    pub slots: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self { services: ServiceNames::CAPACITY, backends: Backends::CAPACITY, slots: Slots::CAPACITY }
+    }
+}
+
 /// What was restored, sorted into what makes sense and what does not.
 #[derive(Debug)]
 pub(crate) struct Adopted {
@@ -63,22 +80,22 @@ pub(crate) struct Leftovers {
 
 /// Goes on from what was restored: the same names get the same ids, their live backends keep theirs, and frontends
 /// that lead to a complete run of them keep the run.
-pub(crate) fn adopt(restored: Restored) -> Adopted {
+pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
     let Restored { mut frontends, slots, backends, names, filter } = restored;
     // In an order of their own, so that of two rows that exclude each other the same one wins every time.
     frontends.sort_by_key(|(key, _)| order(key));
     let tables = Tables {
         backends: Delta::restored(within(
             backends.into_iter().map(|(id, row)| (id.0, row)),
-            Backends::CAPACITY,
+            capacities.backends,
         )),
-        slots: Delta::restored(within(slots.into_iter(), Slots::CAPACITY)),
+        slots: Delta::restored(within(slots.into_iter(), capacities.slots)),
         frontends: Delta::restored(frontends.iter().copied()),
         names: Delta::restored(names.iter().copied()),
         filter: Filter::restored(within(filter.into_iter(), AddressFilter::CAPACITY).collect()),
-        service_ids: Ids::new(ServiceNames::CAPACITY),
-        backend_ids: Ids::new(Backends::CAPACITY),
-        slot_space: Space::new(Slots::CAPACITY),
+        service_ids: Ids::new(capacities.services),
+        backend_ids: Ids::new(capacities.backends),
+        slot_space: Space::new(capacities.slots),
     };
     let mut adopted = Adopted { tables, programmed: BTreeMap::new(), leftovers: Leftovers::default() };
     let ports = adopted.adopt_names(names);

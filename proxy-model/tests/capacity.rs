@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use proxy_common::tables::{Backends, ServiceNames, Slots, Table as _};
-use proxy_model::{Model, Restored};
+use proxy_model::{Capacities, Model, Restored};
 use serde_json::{Value, json};
 
 use crate::common::{
-    Checks, Memory,
+    Memory,
     objects::{apply, replace, service, service_with, slice},
     settle,
 };
@@ -21,8 +20,11 @@ fn many(service: &str, count: u32) -> k8s_openapi::api::discovery::v1::EndpointS
     slice(service, &addresses.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// Room for little: to fill the real tables, and to look at them after every write, takes a while.
+const SMALL: Capacities = Capacities { services: 8, backends: 200, slots: 400 };
+
 fn empty() -> (Model, Memory) {
-    (Model::new("node-a", Restored::default()), Memory { checks: Checks::Off, ..Memory::default() })
+    (Model::with_capacities("node-a", Restored::default(), SMALL), Memory::default())
 }
 
 #[test]
@@ -31,7 +33,7 @@ fn a_service_that_finds_no_backend_ids_keeps_what_it_has_until_there_are() {
     replace(
         &mut model,
         vec![service("big", "10.96.0.1"), service("small", "10.96.0.2")],
-        vec![many("big", Backends::CAPACITY - 3), slice("small", &["10.0.0.1"])],
+        vec![many("big", SMALL.backends - 3), slice("small", &["10.0.0.1"])],
     );
     assert!(settle(&mut model, Duration::ZERO, &mut memory).is_empty());
     apply(&mut model, slice("small", &["10.0.0.2", "10.0.0.3", "10.0.0.4"]));
@@ -59,7 +61,7 @@ fn a_service_that_finds_no_backend_ids_keeps_what_it_has_until_there_are() {
 #[test]
 fn updates_faster_than_slots_become_free_wait_for_them() {
     let (mut model, mut memory) = empty();
-    let size = Slots::CAPACITY / 5;
+    let size = SMALL.slots / 5;
     replace(&mut model, vec![service("big", "10.96.0.1")], vec![many("big", size)]);
     let mut problems = Vec::new();
     for step in 0..5 {
@@ -78,14 +80,14 @@ fn updates_faster_than_slots_become_free_wait_for_them() {
 fn one_service_port_too_many_is_named() {
     let (mut model, mut memory) = empty();
     let ports: Vec<Value> =
-        (1..=ServiceNames::CAPACITY + 1).map(|n| json!({ "name": format!("p{n:05}"), "port": n })).collect();
+        (1..=SMALL.services + 1).map(|n| json!({ "name": format!("p{n:05}"), "port": n })).collect();
     let all = service_with("wide", json!({ "clusterIP": "10.96.0.1", "ports": ports }));
     replace(&mut model, vec![all], vec![]);
     assert_eq!(
         settle(&mut model, Duration::ZERO, &mut memory),
-        ["default/wide:p16385/TCP/IPv4: no service id is free"]
+        ["default/wide:p00009/TCP/IPv4: no service id is free"]
     );
-    assert_eq!(memory.frontends.len(), 16_384);
+    assert_eq!(memory.frontends.len(), 8);
 }
 
 #[test]
@@ -94,10 +96,9 @@ fn a_service_that_does_not_fit_leaves_its_old_address_to_the_next_in_good_order(
     replace(
         &mut model,
         vec![service("a", "10.96.0.1"), service("b", "10.96.0.2"), service("big", "10.96.0.3")],
-        vec![many("big", Backends::CAPACITY - 3), slice("a", &["10.0.0.1"])],
+        vec![many("big", SMALL.backends - 3), slice("a", &["10.0.0.1"])],
     );
     assert!(settle(&mut model, Duration::ZERO, &mut memory).is_empty());
-    memory.checks = Checks::EveryWrite;
     // A change of `a` stops half way, before the flip.
     apply(&mut model, slice("a", &["10.0.0.1", "10.0.0.2"]));
     model.plan(Duration::ZERO);
@@ -115,7 +116,6 @@ fn a_service_that_does_not_fit_leaves_its_old_address_to_the_next_in_good_order(
     );
     let first = |memory: &Memory| memory.render().lines().next().unwrap().to_owned();
     assert_eq!(first(&memory), "10.96.0.1:80/TCP default/b:http/TCP/IPv4 -> 10.0.0.5:8080");
-    memory.checks = Checks::Off;
     apply(&mut model, many("big", 10));
     settle(&mut model, Duration::from_secs(1), &mut memory);
     settle(&mut model, Duration::from_secs(2), &mut memory);
@@ -126,4 +126,24 @@ fn a_service_that_does_not_fit_leaves_its_old_address_to_the_next_in_good_order(
     );
     assert_eq!(memory.live(), 13);
     assert!(!model.is_unfinished());
+}
+
+#[test]
+fn the_tables_can_be_filled_to_the_last_entry_and_found_again() {
+    let (mut model, mut memory) = empty();
+    let services: Vec<_> =
+        (0..SMALL.services).map(|n| service(&format!("s{n}"), &format!("10.96.0.{n}"))).collect();
+    let slices: Vec<_> =
+        (0..SMALL.services).map(|n| many(&format!("s{n}"), SMALL.backends / SMALL.services)).collect();
+    replace(&mut model, services.clone(), slices.clone());
+    assert!(settle(&mut model, Duration::ZERO, &mut memory).is_empty());
+    assert_eq!(memory.live(), SMALL.backends as usize);
+    assert!(memory.backends.keys().all(|id| *id < SMALL.backends));
+    assert!(memory.slots.keys().all(|slot| *slot < SMALL.slots));
+
+    let mut again = Model::with_capacities("node-a", memory.restored(), SMALL);
+    replace(&mut again, services, slices);
+    memory.attempts = 0;
+    assert!(settle(&mut again, Duration::ZERO, &mut memory).is_empty());
+    assert_eq!(memory.attempts, 0);
 }

@@ -43,7 +43,7 @@ pub(crate) enum Checks {
     /// After every write.
     #[default]
     EveryWrite,
-    /// Never: they begin as garbage, or are too large to be looked at that often.
+    /// Never: they begin as garbage.
     Off,
 }
 
