@@ -35,6 +35,15 @@ impl ChecksumDiff {
     }
 }
 
+impl ChecksumDiff {
+    /// Both parts together: the change of a sum that covers address and port alike, such as ICMP's over a quoted packet.
+    #[must_use]
+    #[inline(always)]
+    pub const fn total(self) -> u32 {
+        fold32(self.pseudo as u64 + self.payload as u64)
+    }
+}
+
 /// Applies a change to a checksum field, both in memory order (RFC 1624, equation 3).
 #[must_use]
 #[inline(always)]

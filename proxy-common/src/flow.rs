@@ -140,12 +140,13 @@ impl FlowState {
     }
 
     /// Whether a client's packet with `flags` may take the flow to another backend if its own is gone. UDP has
-    /// no connection to lose, and a TCP client that still repeats its SYN can begin anew; any other TCP
-    /// connection keeps its backend to its end (CT-20 of kube-proxy's behaviour).
+    /// no connection to lose, nor has a TCP client that sends a SYN: it begins, or begins again after the backend's
+    /// node died without a word. Any other TCP connection keeps its backend to its end (CT-20 of kube-proxy's
+    /// behaviour).
     #[must_use]
     #[inline(always)]
     pub const fn may_move(self, flags: TcpFlags) -> bool {
-        self.0 == Self::UNREPLIED.0 || self.0 == Self::REPLIED.0 || self.is_embryonic() && flags.opens()
+        self.0 == Self::UNREPLIED.0 || self.0 == Self::REPLIED.0 || flags.opens()
     }
 
     /// Whether a packet of an ordinary, running flow leaves this state as it is. The cheap test in front of
@@ -183,7 +184,12 @@ impl FlowState {
             // A SYN,ACK after the end answers a SYN that did not come through here: the client reuses its
             // port to dial the pod directly, and translating that connection's packets would break it. (A SYN
             // through the service opens the flow anew before this is asked.)
-            return if syn && !original { Self::VOID } else { self };
+            if syn && !original {
+                return Self::VOID;
+            }
+            // Sequence numbers are not followed, so anybody who knows the tuple can send a RST that its receiver
+            // ignores (RFC 5961). A connection that goes on was not reset.
+            return if self == Self::RESET && !syn { Self::ESTABLISHED } else { self };
         }
         match self {
             Self::SYN_SENT if syn && !original => return Self::SYN_RECEIVED,
@@ -300,7 +306,9 @@ mod tests {
             (S::TIME_WAIT, D::ORIGINAL, ACK, S::TIME_WAIT),
             (S::TIME_WAIT, D::REPLY, SYN_ACK, S::VOID),
             (S::RESET, D::REPLY, SYN_ACK, S::VOID),
-            (S::RESET, D::ORIGINAL, ACK, S::RESET),
+            (S::RESET, D::ORIGINAL, ACK, S::ESTABLISHED),
+            (S::RESET, D::REPLY, ACK, S::ESTABLISHED),
+            (S::RESET, D::ORIGINAL, RST, S::RESET),
             (S::VOID, D::REPLY, RST, S::VOID),
             (S::UNREPLIED, D::ORIGINAL, UDP, S::UNREPLIED),
             (S::UNREPLIED, D::REPLY, UDP, S::REPLIED),

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
-//! connection stands behind [`open`] and [`transition`], which a kernel hook may put out of line.
+//! connection stands out of line behind them.
 
 use crate::{
     addr::Addr,
@@ -48,6 +48,12 @@ pub enum Verdict {
 pub trait FlowRef: Copy {
     /// A copy of the entry.
     fn load(&self) -> FlowEntry;
+    /// Key of the other direction. This and the next two spare the stack a copy of the rest.
+    fn peer(&self) -> FlowKey;
+    /// How far the flow has come.
+    fn state(&self) -> FlowState;
+    /// Whether this direction has been silent for too long.
+    fn is_idle(&self, now: Ticks) -> bool;
     /// Records that this direction saw a packet.
     fn touch(&self, now: Ticks);
     /// Records a new state of the flow.
@@ -153,6 +159,24 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet) -> Verdict {
     Verdict::Rewrite(entry.peer.destination_end())
 }
 
+/// The decision for an ICMP error about a packet that was translated, by the quoted packet as it stands at this hook: the
+/// end that a packet of the same flow and direction as the error would get here. `None` if the quoted packet is of no
+/// flow (NAT-02).
+///
+/// An error travels against the packet that it quotes, so the quoted packet's reverse is what a packet beside the error
+/// would look like.
+#[inline(always)]
+pub fn related<T: Tables>(tables: &T, quoted: &FlowKey) -> Option<Endpoint> {
+    let entry = tables.flow(&quoted.reversed())?.load();
+    if entry.state == FlowState::VOID {
+        return None;
+    }
+    Some(match quoted.hook {
+        Hook::INGRESS => entry.peer.source_end(),
+        _ => entry.peer.destination_end(),
+    })
+}
+
 /// What every packet of a running flow leaves behind.
 #[inline(always)]
 fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>, entry: &FlowEntry, now: Ticks) {
@@ -166,7 +190,7 @@ fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>, entry: &Flo
 /// Carries a packet's effect on its flow into both entries. `false` if the flow does not exist, has expired, or
 /// is over and this packet begins another one.
 #[inline(never)]
-pub fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
+fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     let Some(flow) = tables.flow(&packet.key) else {
         return false;
     };
@@ -175,9 +199,9 @@ pub fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     if entry.state.is_over() && packet.flags.opens() {
         return false;
     }
-    let peer = tables.flow(&entry.peer);
+    let peer = tables.flow(&entry.peer).filter(|peer| peer.peer() == packet.key);
     // A flow that only one side uses is alive: a server pushing datagrams keeps its client's way open.
-    if entry.is_idle(now) && peer.is_none_or(|peer| peer.load().is_idle(now)) {
+    if entry.is_idle(now) && peer.is_none_or(|peer| peer.is_idle(now)) {
         return false;
     }
     let next = entry.state.advance(entry.direction, packet.flags);
@@ -192,105 +216,151 @@ pub fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
 }
 
 /// The first packet of a flow: finds its service, chooses a backend and remembers both directions.
+///
+/// The two steps are out of line, each with a stack frame that ends before the next begins: together they would be
+/// too much for a program's stack. They answer in one register; where the packet goes is read from the new entry.
+#[inline(always)]
+fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
+    let selection = select(tables, packet);
+    match selection {
+        Selection::NOT_OURS => return Verdict::Pass,
+        Selection::NO_BACKEND => return Verdict::Refuse(DropReason::NoBackend),
+        Selection::NO_LOCAL_BACKEND => return Verdict::Drop(DropReason::NoLocalBackend),
+        Selection::BROKEN_TABLE => return Verdict::Drop(DropReason::BrokenTable),
+        Selection(_) => {}
+    }
+    if let Some(reason) = remember(tables, packet, BackendId(selection.0), mode) {
+        return Verdict::Drop(reason);
+    }
+    match tables.flow(&packet.key) {
+        Some(flow) => Verdict::Rewrite(flow.peer().source_end()),
+        None => Verdict::Drop(DropReason::FlowTableFull),
+    }
+}
+
+/// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
+/// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
+/// largest numbers are no backend ids.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Selection(u32);
+
+impl Selection {
+    /// The packet is not for a service.
+    const NOT_OURS: Self = Self(u32::MAX);
+    const NO_BACKEND: Self = Self(u32::MAX - 1);
+    const NO_LOCAL_BACKEND: Self = Self(u32::MAX - 2);
+    const BROKEN_TABLE: Self = Self(u32::MAX - 3);
+
+    #[inline(always)]
+    const fn is_backend(self) -> bool {
+        self.0 < Self::BROKEN_TABLE.0
+    }
+}
+
+/// Finds the service that a packet is for, and a backend of it.
 #[inline(never)]
-pub fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
-    let Packet { key, flags, length } = packet;
+fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
+    let key = &packet.key;
     // A TCP packet from the middle of a connection that is not known here belongs to somebody else: to
     // netfilter, if kube-proxy translated it before the switch-over.
-    if key.protocol == Protocol::TCP && !flags.opens() {
-        return Verdict::Pass;
+    if key.protocol == Protocol::TCP && !packet.flags.opens() {
+        return Selection::NOT_OURS;
     }
     let Some(frontend) = tables.frontend(&FrontendKey::new(key.destination_end(), key.protocol)) else {
-        return Verdict::Pass;
+        return Selection::NOT_OURS;
     };
-    let service = frontend.service;
-    match choose(tables, &frontend, key.source)
-        .and_then(|(id, backend)| remember(tables, key, service, id, &backend, mode))
-    {
-        Ok(end) => {
-            tables.count_connection(service);
-            tables.count_packet(service, Direction::ORIGINAL, *length);
-            Verdict::Rewrite(end)
-        }
-        Err(reason) => {
-            tables.count_drop(service);
-            match reason {
-                DropReason::NoBackend => Verdict::Refuse(reason),
-                _ => Verdict::Drop(reason),
-            }
-        }
+    let chosen = choose(tables, &frontend, key.source);
+    if !chosen.is_backend() {
+        tables.count_drop(frontend.service);
     }
+    chosen
 }
 
 /// The backend that the client is used to, or else any of the frontend's, each with the same probability (LBAL-01).
 #[inline(always)]
-fn choose<T: Tables>(
-    tables: &T,
-    frontend: &Frontend,
-    client: Addr,
-) -> Result<(BackendId, Backend), DropReason> {
+fn choose<T: Tables>(tables: &T, frontend: &Frontend, client: Addr) -> Selection {
     if frontend.affinity == 0 {
         return draw(tables, frontend);
     }
     let key = AffinityKey { client, service: frontend.service };
     let now = tables.now();
-    let (id, backend) = match familiar(tables, frontend, &key, now) {
-        Some(found) => found,
-        None => draw(tables, frontend)?,
-    };
+    let mut chosen = familiar(tables, frontend, &key, now);
+    if !chosen.is_backend() {
+        chosen = draw(tables, frontend);
+    }
     // Every new connection starts the time anew, packets of old ones do not (AFF-05).
-    tables.set_affinity(&key, &Affinity { backend: id, generation: backend.generation, last: now });
-    Ok((id, backend))
+    if let Some(backend) = tables.backend(BackendId(chosen.0)) {
+        let mapping = Affinity { backend: BackendId(chosen.0), generation: backend.generation, last: now };
+        tables.set_affinity(&key, &mapping);
+    }
+    chosen
 }
 
 /// The backend of the client's last connection, while it lives and the client has not been away too long.
 #[inline(always)]
-fn familiar<T: Tables>(
-    tables: &T,
-    frontend: &Frontend,
-    key: &AffinityKey,
-    now: Ticks,
-) -> Option<(BackendId, Backend)> {
-    let Affinity { backend: id, generation, last } = tables.affinity(key)?;
+fn familiar<T: Tables>(tables: &T, frontend: &Frontend, key: &AffinityKey, now: Ticks) -> Selection {
+    let Some(Affinity { backend: id, generation, last }) = tables.affinity(key) else {
+        return Selection::NO_BACKEND;
+    };
     if frontend.slot_count == 0 || last.age(now).exceeds(tables.seconds(frontend.affinity)) {
-        return None;
+        return Selection::NO_BACKEND;
     }
-    let backend = tables.backend(id)?;
-    (backend.serves(generation) && backend.service == key.service).then_some((id, backend))
+    match tables.backend(id) {
+        Some(backend) if backend.serves(generation) && backend.service == key.service => Selection(id.0),
+        _ => Selection::NO_BACKEND,
+    }
 }
 
 /// Any backend of the frontend.
 #[inline(always)]
-fn draw<T: Tables>(tables: &T, frontend: &Frontend) -> Result<(BackendId, Backend), DropReason> {
-    let nobody = if frontend.flags.contains(FrontendFlags::DROP_WHEN_EMPTY) {
-        DropReason::NoLocalBackend
-    } else {
-        DropReason::NoBackend
+fn draw<T: Tables>(tables: &T, frontend: &Frontend) -> Selection {
+    let Some(slot) = frontend.choose(tables.random()) else {
+        let silent = frontend.flags.contains(FrontendFlags::DROP_WHEN_EMPTY);
+        return if silent { Selection::NO_LOCAL_BACKEND } else { Selection::NO_BACKEND };
     };
-    let slot = frontend.choose(tables.random()).ok_or(nobody)?;
-    let id = tables.slot(slot).ok_or(DropReason::BrokenTable)?;
-    let backend = tables.backend(id).ok_or(DropReason::BrokenTable)?;
-    Ok((id, backend))
+    // The kernel may recycle a frontend's value while it is copied; what does not fit together is not used.
+    let backend = tables.slot(slot).and_then(|id| Some((id, tables.backend(id)?)));
+    match backend {
+        Some((id, backend)) if backend.service == frontend.service => Selection(id.0),
+        _ => Selection::BROKEN_TABLE,
+    }
 }
 
-/// Writes both entries of a new flow. Returns where its packets go: to the backend given, or to the one that
-/// another CPU chose for the same tuple a moment earlier.
+/// Writes both entries of a new flow and counts it; says why if it could not. If another CPU was faster with the same
+/// tuple, its choice stands.
+#[inline(never)]
+fn remember<T: Tables>(tables: &T, packet: &Packet, id: BackendId, mode: Insert) -> Option<DropReason> {
+    let Some(backend) = tables.backend(id) else {
+        return Some(DropReason::BrokenTable);
+    };
+    match insert(tables, &packet.key, id, &backend, mode) {
+        Ok(()) => {
+            tables.count_connection(backend.service);
+            tables.count_packet(backend.service, Direction::ORIGINAL, packet.length);
+            None
+        }
+        Err(reason) => {
+            tables.count_drop(backend.service);
+            Some(reason)
+        }
+    }
+}
+
 #[inline(always)]
-fn remember<T: Tables>(
+fn insert<T: Tables>(
     tables: &T,
     key: &FlowKey,
-    service: ServiceId,
     id: BackendId,
     backend: &Backend,
     mode: Insert,
-) -> Result<Endpoint, DropReason> {
+) -> Result<(), DropReason> {
     let reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
     let state = FlowState::initial(key.protocol);
     let mut entry = FlowEntry {
         peer: *key,
         backend: id,
         generation: backend.generation,
-        service,
+        service: backend.service,
         last_seen: tables.now(),
         timeout: tables.timeout(state),
         state,
@@ -311,17 +381,13 @@ fn remember<T: Tables>(
     entry.peer = reply;
     entry.direction = Direction::ORIGINAL;
     match tables.insert_flow(key, &entry, mode) {
-        Ok(()) => Ok(backend.end()),
-        Err(InsertError::Full) => {
-            tables.remove_flow(&reply);
-            Err(DropReason::FlowTableFull)
-        }
-        Err(InsertError::Exists) => {
-            let winner = tables.flow(key).map(|flow| flow.load()).ok_or(DropReason::FlowTableFull)?;
-            if winner.peer != reply {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let winner = tables.flow(key).map(|flow| flow.peer());
+            if winner != Some(reply) {
                 tables.remove_flow(&reply);
             }
-            Ok(winner.peer.source_end())
+            if error == InsertError::Exists { Ok(()) } else { Err(DropReason::FlowTableFull) }
         }
     }
 }
@@ -330,10 +396,17 @@ fn remember<T: Tables>(
 /// one, or belongs to a flow that is over or has expired.
 #[inline(always)]
 fn is_free<T: Tables>(tables: &T, reply: &FlowKey, key: &FlowKey) -> bool {
-    let Some(old) = tables.flow(reply).map(|flow| flow.load()) else {
+    let Some(old) = tables.flow(reply) else {
         return true;
     };
     let now = tables.now();
-    let peer_idle = || tables.flow(&old.peer).is_none_or(|peer| peer.load().is_idle(now));
-    old.peer == *key || old.state.is_over() || old.is_idle(now) && peer_idle()
+    let peer = old.peer();
+    if peer == *key || old.state().is_over() {
+        return true;
+    }
+    match tables.flow(&peer) {
+        Some(other) if other.peer() == *reply => old.is_idle(now) && other.is_idle(now),
+        // Its flow moved to another backend and left this entry behind.
+        _ => true,
+    }
 }

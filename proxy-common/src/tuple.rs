@@ -111,6 +111,13 @@ impl FlowKey {
         }
     }
 
+    /// The key of a packet that goes the other way, at the same hook.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self::new(self.destination_end(), self.source_end(), self.protocol, self.hook)
+    }
+
     /// Where the packet comes from.
     #[must_use]
     #[inline(always)]

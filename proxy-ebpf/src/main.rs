@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod hooks;
+mod icmp;
 mod maps;
 mod packet;
 mod parse;

@@ -20,8 +20,8 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{FlowRef, Insert, InsertError, Tables},
     tables::{
-        Affinities, AddressFilter, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings, Slots,
-        Table,
+        AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
+        Slots, Table,
     },
     tuple::FlowKey,
 };
@@ -83,7 +83,10 @@ pub(crate) fn count_drop(reason: DropReason) {
     }
 }
 
-/// A flow entry in the map. Entries are freed only after a grace period that outlasts the program.
+/// A flow entry in the map. Its memory stays an entry of this map while the program runs, but since Linux 6.1 an entry
+/// that is replaced or removed meanwhile may at once become another flow's (`bpf_mem_cache_free` in kernel/bpf/hashtab.c).
+/// What is read then is checked against the keys that it names; what is written then hits a flow within nanoseconds of
+/// its birth, as a state or time that its next packet corrects.
 #[derive(Clone, Copy)]
 pub(crate) struct Flow(*mut FlowEntry);
 
@@ -93,6 +96,26 @@ impl FlowRef for Flow {
         // SAFETY: the pointer came from a lookup in this run and was checked against null; a concurrent write
         // may show fields of two moments, which each decision tolerates.
         unsafe { self.0.read() }
+    }
+
+    #[inline(always)]
+    fn peer(&self) -> FlowKey {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).peer).read() }
+    }
+
+    #[inline(always)]
+    fn state(&self) -> FlowState {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).state).read() }
+    }
+
+    #[inline(always)]
+    fn is_idle(&self, now: Ticks) -> bool {
+        // SAFETY: as above.
+        let (last_seen, timeout) =
+            unsafe { ((&raw const (*self.0).last_seen).read(), (&raw const (*self.0).timeout).read()) };
+        last_seen.age(now).exceeds(timeout)
     }
 
     #[inline(always)]
@@ -174,8 +197,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        // SAFETY: copied out at once; the map has no preallocated elements, so a replaced value is not reused
-        // while this program runs.
+        // SAFETY: copied out at once. A value that is recycled meanwhile may mix two frontends; `lb` uses a backend
+        // only if it belongs to the frontend's service.
         unsafe { FRONTENDS.get(key) }.copied()
     }
 

@@ -107,3 +107,35 @@ impl Packet for TcContext {
         Some(())
     }
 }
+
+/// A packet read and written through helpers, at any offset and beyond the linear data: for slow paths, whose offsets
+/// the verifier cannot follow.
+pub(crate) struct Unhurried<'a>(pub(crate) &'a TcContext);
+
+impl Packet for Unhurried<'_> {
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        self.0.len()
+    }
+
+    #[inline(always)]
+    fn load<T: FromBytes>(&self, at: usize) -> Option<T> {
+        self.0.load(at).ok()
+    }
+
+    #[inline(always)]
+    fn store<T: IntoBytes>(&self, at: usize, value: T) -> Option<()> {
+        self.0.skb.store(at, &value, 0).ok()
+    }
+
+    #[inline(always)]
+    fn update_checksum(
+        &self,
+        at: usize,
+        kind: ChecksumKind,
+        network: NetworkSum,
+        diff: ChecksumDiff,
+    ) -> Option<()> {
+        self.0.update_checksum(at, kind, network, diff)
+    }
+}

@@ -10,7 +10,12 @@ use network_types::{
     tcp::TcpHdr,
     udp::UdpHdr,
 };
-use proxy_common::{addr::Addr, checksum, endian::Be16, tuple::Protocol};
+use proxy_common::{
+    addr::Addr,
+    checksum::{self, ChecksumDiff},
+    endian::Be16,
+    tuple::Protocol,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::packet::{ChecksumKind, NetworkSum, Packet};
@@ -124,11 +129,22 @@ pub(crate) struct Ipv6Unreachable {
 /// Header of an ICMP error.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C, packed(2))]
-struct Icmp {
+pub(crate) struct Icmp {
     kind: u8,
     code: u8,
     check: u16,
     unused: u32,
+}
+
+/// Where an ICMP message has its checksum.
+pub(crate) const ICMP_CHECK: usize = offset_of!(Icmp, check);
+
+/// Ports of a quoted packet: all of its transport header that can be relied upon (RFC 792).
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C, packed(2))]
+pub(crate) struct Ports {
+    pub(crate) source: Be16,
+    pub(crate) destination: Be16,
 }
 
 impl Icmp {
@@ -160,6 +176,14 @@ pub(crate) struct Network {
 pub(crate) trait IpHeader {
     /// What an address change does to the sum over the whole packet.
     const NETWORK_SUM: NetworkSum;
+    /// The family's ICMP.
+    const ICMP: Protocol;
+    /// Types of ICMP messages that quote the packet that caused them.
+    fn is_error(kind: u8) -> bool;
+    /// How a change of the quoted packet's address and port changes the sum over the quotation.
+    fn quotation_diff(diff: ChecksumDiff) -> u32;
+    /// How a change of the error's own address changes its checksum.
+    fn outer_diff(diff: ChecksumDiff) -> u32;
     /// What precedes a quoted packet in an answer that says "port unreachable".
     type Unreachable: IntoBytes + Immutable;
 
@@ -193,7 +217,27 @@ impl Ipv4 {
 
 impl IpHeader for Ipv4 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
+    const ICMP: Protocol = Protocol(IpProto::Icmp as u8);
     type Unreachable = Ipv4Unreachable;
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792). A redirect quotes too, but speaks to the
+    /// neighbour about its own route.
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    /// The quoted header's checksum makes up for its address.
+    #[inline(always)]
+    fn quotation_diff(diff: ChecksumDiff) -> u32 {
+        diff.payload
+    }
+
+    /// There is no pseudo header.
+    #[inline(always)]
+    fn outer_diff(_: ChecksumDiff) -> u32 {
+        0
+    }
 
     #[inline(always)]
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Unreachable {
@@ -269,7 +313,24 @@ impl Ipv6 {
 
 impl IpHeader for Ipv6 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Absent;
+    const ICMP: Protocol = Protocol(IpProto::Ipv6Icmp as u8);
     type Unreachable = Ipv6Unreachable;
+
+    /// Types below 128 are errors (RFC 4443 2.1).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        kind < 128
+    }
+
+    #[inline(always)]
+    fn quotation_diff(diff: ChecksumDiff) -> u32 {
+        diff.total()
+    }
+
+    #[inline(always)]
+    fn outer_diff(diff: ChecksumDiff) -> u32 {
+        diff.pseudo
+    }
 
     #[inline(always)]
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv6Unreachable {

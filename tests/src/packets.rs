@@ -121,55 +121,19 @@ impl Frame {
     /// swapped, and this frame's network and transport headers quoted.
     #[must_use]
     pub fn refusal(&self) -> Vec<u8> {
-        let bytes = self.bytes();
-        let (ethernet, packet) = bytes.split_at(EthHdr::LEN);
-        let transport = if matches!(self.transport, Transport::Tcp(_)) { TcpHdr::LEN } else { UdpHdr::LEN };
-        let quoted = |network: usize| &packet[..network + transport];
-        let mut answer = Vec::new();
-        answer.extend(&ethernet[6..12]);
-        answer.extend(&ethernet[..6]);
-        answer.extend(&ethernet[12..]);
-        match (self.destination.ip(), self.source.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let quoted = quoted(Ipv4Hdr::LEN);
-                let length = be16(Ipv4Hdr::LEN + 8 + quoted.len());
-                let mut header = vec![0x45, 0xc0];
-                header.extend(length);
-                header.extend([0, 0, 0x40, 0, 64, IpProto::Icmp as u8, 0, 0]);
-                header.extend(from.octets());
-                header.extend(to.octets());
-                let check = checksum(&header);
-                header[10..12].copy_from_slice(&check.to_be_bytes());
-                let mut icmp = vec![3, 3, 0, 0, 0, 0, 0, 0];
-                icmp.extend(quoted);
-                let check = checksum(&icmp);
-                icmp[2..4].copy_from_slice(&check.to_be_bytes());
-                answer.extend(header);
-                answer.extend(icmp);
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                let quoted = quoted(Ipv6Hdr::LEN);
-                let length = be16(8 + quoted.len());
-                let mut icmp = vec![1, 4, 0, 0, 0, 0, 0, 0];
-                icmp.extend(quoted);
-                let mut covered = Vec::new();
-                covered.extend(from.octets());
-                covered.extend(to.octets());
-                covered.extend(length);
-                covered.extend([0, IpProto::Ipv6Icmp as u8]);
-                covered.extend(&icmp);
-                let check = checksum(&covered);
-                icmp[2..4].copy_from_slice(&check.to_be_bytes());
-                answer.extend([0x60, 0, 0, 0]);
-                answer.extend(length);
-                answer.extend([IpProto::Ipv6Icmp as u8, 64]);
-                answer.extend(from.octets());
-                answer.extend(to.octets());
-                answer.extend(icmp);
-            }
-            (from, to) => panic!("{from} and {to} are of different families"),
-        }
-        answer
+        let (kind, code) = if self.source.is_ipv4() { (3, 3) } else { (1, 4) };
+        let mut bytes = icmp_error(self.destination.ip(), self.source.ip(), kind, code, &self.headers());
+        let (destination, rest) = bytes.split_at_mut(6);
+        destination.swap_with_slice(&mut rest[..6]);
+        bytes
+    }
+
+    /// Network and transport header, without Ethernet header and payload.
+    #[must_use]
+    pub fn headers(&self) -> Vec<u8> {
+        let mut bytes = self.bytes();
+        bytes.truncate(bytes.len() - self.payload.len());
+        bytes.split_off(EthHdr::LEN)
     }
 
     fn protocol(&self) -> u8 {
@@ -255,6 +219,51 @@ impl Frame {
         }
         bytes
     }
+}
+
+/// A frame with an ICMP error that quotes the beginning of an IP packet.
+///
+/// # Panics
+///
+/// If source and destination are of different families.
+#[must_use]
+pub fn icmp_error(source: IpAddr, destination: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+    let mut icmp = vec![kind, code, 0, 0, 0, 0, 0, 0];
+    icmp.extend(quoted);
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = vec![0x45, 0xc0];
+            header.extend(be16(Ipv4Hdr::LEN + icmp.len()));
+            header.extend([0, 0, 0x40, 0, 64, IpProto::Icmp as u8, 0, 0]);
+            header.extend(source.octets());
+            header.extend(destination.octets());
+            let check = checksum(&header);
+            header[10..12].copy_from_slice(&check.to_be_bytes());
+            let check = checksum(&icmp);
+            icmp[2..4].copy_from_slice(&check.to_be_bytes());
+            frame.extend(u16::from(EtherType::Ipv4).to_ne_bytes());
+            frame.extend(header);
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut addresses = source.octets().to_vec();
+            addresses.extend(destination.octets());
+            let mut covered = addresses.clone();
+            covered.extend(be16(icmp.len()));
+            covered.extend([0, IpProto::Ipv6Icmp as u8]);
+            covered.extend(&icmp);
+            let check = checksum(&covered);
+            icmp[2..4].copy_from_slice(&check.to_be_bytes());
+            frame.extend(u16::from(EtherType::Ipv6).to_ne_bytes());
+            frame.extend([0x60, 0, 0, 0]);
+            frame.extend(be16(icmp.len()));
+            frame.extend([IpProto::Ipv6Icmp as u8, 64]);
+            frame.extend(addresses);
+        }
+        _ => panic!("{source} and {destination} are of different families"),
+    }
+    frame.extend(icmp);
+    frame
 }
 
 /// A length as it stands in a header; frames here are short.

@@ -12,8 +12,9 @@ use proxy_common::{
 };
 
 use crate::{
+    icmp,
     maps::{self, Maps},
-    parse::{self, HEADERS},
+    parse::{self, Content, HEADERS},
     refuse,
     rewrite::{self, End},
     wire::{Ipv4, Ipv6},
@@ -55,8 +56,16 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
         IPV4 => parse::parse::<_, Ipv4>(ctx, EthHdr::LEN, hook),
         _ => parse::parse::<_, Ipv6>(ctx, EthHdr::LEN, hook),
     };
-    let Some(parsed) = parsed else {
-        return Ok(NEXT);
+    let parsed = match parsed {
+        Some(Content::Transport(parsed)) => parsed,
+        Some(Content::Icmp(at)) => {
+            match family {
+                IPV4 => icmp::translate::<Ipv4>(ctx, at, hook),
+                _ => icmp::translate::<Ipv6>(ctx, at, hook),
+            };
+            return Ok(NEXT);
+        }
+        None => return Ok(NEXT),
     };
     let (verdict, end) = match hook {
         Hook::INGRESS => (lb::ingress(&Maps, &parsed.packet), End::Destination),

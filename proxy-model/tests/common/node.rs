@@ -137,6 +137,18 @@ impl FlowRef for Entry {
         self.0.get()
     }
 
+    fn peer(&self) -> FlowKey {
+        self.0.get().peer
+    }
+
+    fn state(&self) -> FlowState {
+        self.0.get().state
+    }
+
+    fn is_idle(&self, now: Ticks) -> bool {
+        self.0.get().is_idle(now)
+    }
+
     fn touch(&self, now: Ticks) {
         self.0.set(FlowEntry { last_seen: now, ..self.0.get() });
     }
