@@ -75,9 +75,10 @@ pub async fn run(
     let mut sweeps = interval(SWEEP);
     sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweeping = JoinSet::new();
+    // Outlives a round: a busy cluster must not put off what failed.
+    let mut retry_at = None;
     tokio::pin!(stop);
     loop {
-        let retry = Instant::now() + RETRY;
         tokio::select! {
             () = &mut stop => break,
             batch = changes.next() => agent.apply(batch.ok_or(RunError::SourceEnded)?),
@@ -87,16 +88,26 @@ pub async fn run(
             },
             _ = sweeps.tick(), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => agent.finish_sweep(swept),
-            () = sleep_until(retry.into()), if agent.is_unfinished() => {
+            () = reached(retry_at) => {
+                retry_at = None;
                 if !agent.unserved.is_empty() {
                     agent.place(&devices).await?;
                 }
             }
         }
         agent.program();
+        retry_at = agent.is_unfinished().then(|| retry_at.unwrap_or_else(|| Instant::now() + RETRY));
     }
     info!("stopping; the datapath goes on by itself");
     Ok(())
+}
+
+/// Completes at that time, or never if there is none.
+async fn reached(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A finished sweep, and the model's time when it began.
