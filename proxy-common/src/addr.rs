@@ -54,6 +54,19 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
+    /// Whether one host can be meant by it, so that it may be answered: neither unspecified nor multicast, nor IPv4's
+    /// broadcast and reserved space (RFC 1122 3.2.2, RFC 4443 2.4).
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_unicast(self) -> bool {
+        if self.is_v4() {
+            let first = self.v4_wire()[0];
+            return first != 0 && first < 224;
+        }
+        let [a, b, c, d] = self.words;
+        a.to_ne_bytes()[0] != 0xff && (a | b | c | d) != 0
+    }
+
     /// As the standard library's type; a mapped address comes back as IPv4.
     #[must_use]
     pub const fn to_ip(self) -> IpAddr {
@@ -113,6 +126,23 @@ mod tests {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(Addr::from(ip).to_ip(), ip);
             assert_eq!(Addr::from(ip).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn only_single_hosts_are_answered() {
+        for (text, expected) in [
+            ("10.0.0.1", true),
+            ("223.255.255.255", true),
+            ("0.0.0.0", false),
+            ("224.0.0.1", false),
+            ("255.255.255.255", false),
+            ("fd00::1", true),
+            ("::1", true),
+            ("::", false),
+            ("ff02::1", false),
+        ] {
+            assert_eq!(Addr::from(text.parse::<IpAddr>().unwrap()).is_unicast(), expected, "{text}");
         }
     }
 

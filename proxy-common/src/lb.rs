@@ -224,7 +224,10 @@ fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
     let selection = select(tables, packet);
     match selection {
         Selection::NOT_OURS => return Verdict::Pass,
-        Selection::NO_BACKEND => return Verdict::Refuse(DropReason::NoBackend),
+        Selection::NO_BACKEND if packet.key.source.is_unicast() => {
+            return Verdict::Refuse(DropReason::NoBackend);
+        }
+        Selection::NO_BACKEND => return Verdict::Drop(DropReason::NoBackend),
         Selection::NO_LOCAL_BACKEND => return Verdict::Drop(DropReason::NoLocalBackend),
         Selection::BROKEN_TABLE => return Verdict::Drop(DropReason::BrokenTable),
         Selection(_) => {}

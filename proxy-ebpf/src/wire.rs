@@ -2,6 +2,7 @@
 //!
 //! The views are `packed(2)`, which is the truth behind a 14-byte Ethernet header: the compiler then reads
 //! halfwords instead of bytes. Their offsets are held against the `network-types` definitions.
+#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use core::mem::offset_of;
 
@@ -25,11 +26,11 @@ use crate::packet::{ChecksumKind, NetworkSum, Packet};
 #[repr(C, packed(2))]
 pub(crate) struct Ipv4View {
     version_ihl: u8,
-    _tos: u8,
-    _total_length: Be16,
-    _id: Be16,
+    tos: u8,
+    total_length: Be16,
+    id: Be16,
     fragment: Be16,
-    _ttl: u8,
+    ttl: u8,
     protocol: u8,
     check: u16,
     source: [u16; 2],
@@ -41,11 +42,11 @@ pub(crate) struct Ipv4View {
 #[repr(C, packed(2))]
 pub(crate) struct Ipv6View {
     version_class: u8,
-    _class_flow: u8,
-    _flow: u16,
-    _payload_length: Be16,
+    class_flow: u8,
+    flow: u16,
+    payload_length: Be16,
     next_header: u8,
-    _hop_limit: u8,
+    hop_limit: u8,
     source: [u16; 8],
     destination: [u16; 8],
 }
@@ -242,27 +243,29 @@ impl IpHeader for Ipv4 {
     #[inline(always)]
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Unreachable {
         const DONT_FRAGMENT: Be16 = Be16::from_host(0x4000);
+        const UNREACHABLE: u8 = 3;
+        const PORT: u8 = 3;
         let total = size_of::<Ipv4Unreachable>() as u16 + length;
         let [_, _, _, source] = from.words();
         let [_, _, _, destination] = to.words();
         let mut network = Ipv4View {
             version_ihl: 0x45,
             // Internetwork control (RFC 1812 4.3.2.5).
-            _tos: 0xc0,
-            _total_length: Be16::from_host(total),
-            _id: Be16::from_host(0),
+            tos: 0xc0,
+            total_length: Be16::from_host(total),
+            id: Be16::from_host(0),
             fragment: DONT_FRAGMENT,
-            _ttl: 64,
+            ttl: 64,
             protocol: IpProto::Icmp as u8,
             check: 0,
             source: zerocopy::transmute!(source),
             destination: zerocopy::transmute!(destination),
         };
-        let first = u64::from(u16::from_ne_bytes([0x45, 0xc0])) + u64::from(network._total_length.raw());
+        let first = u64::from(u16::from_ne_bytes([0x45, 0xc0])) + u64::from(network.total_length.raw());
         let middle =
             u64::from(DONT_FRAGMENT.raw()) + u64::from(u16::from_ne_bytes([64, IpProto::Icmp as u8]));
         network.check = checksum::of(first + middle + u64::from(source) + u64::from(destination));
-        Ipv4Unreachable { network, icmp: Icmp::new(3, 3, quoted) }
+        Ipv4Unreachable { network, icmp: Icmp::new(UNREACHABLE, PORT, quoted) }
     }
 
     #[inline(always)]
@@ -334,20 +337,22 @@ impl IpHeader for Ipv6 {
 
     #[inline(always)]
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv6Unreachable {
+        const UNREACHABLE: u8 = 1;
+        const PORT: u8 = 4;
         let payload = Be16::from_host(size_of::<Icmp>() as u16 + length);
         let next_header = IpProto::Ipv6Icmp as u8;
         let network = Ipv6View {
             version_class: 0x60,
-            _class_flow: 0,
-            _flow: 0,
-            _payload_length: payload,
+            class_flow: 0,
+            flow: 0,
+            payload_length: payload,
             next_header,
-            _hop_limit: 64,
+            hop_limit: 64,
             source: zerocopy::transmute!(from.words()),
             destination: zerocopy::transmute!(to.words()),
         };
         let pseudo = u64::from(payload.raw()) + u64::from(u16::from_ne_bytes([0, next_header]));
-        Ipv6Unreachable { network, icmp: Icmp::new(1, 4, quoted + pseudo + sum(from) + sum(to)) }
+        Ipv6Unreachable { network, icmp: Icmp::new(UNREACHABLE, PORT, quoted + pseudo + sum(from) + sum(to)) }
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "direct packet and map access in programs that exist to be timed")]
+#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
     bindings::TC_ACT_UNSPEC,

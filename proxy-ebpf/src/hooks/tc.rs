@@ -1,4 +1,5 @@
 //! tc (tcx) hooks: ingress rewrites destinations, egress rewrites sources, nothing else.
+#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
