@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
-use proxy_model::{Change, Model};
+use proxy_model::{Change, CommitError, Model};
 use tokio::{
     task::{JoinError, JoinSet},
     time::{MissedTickBehavior, interval, sleep_until},
@@ -110,6 +110,15 @@ async fn reached(time: Option<Instant>) {
     }
 }
 
+/// A failed write in words, with its cause. The cause names the table.
+fn describe(failure: &CommitError<TableError>) -> String {
+    let cause = crate::report(&failure.source);
+    match &failure.port {
+        Some(port) => format!("{port}: {cause}"),
+        None => cause,
+    }
+}
+
 /// A finished sweep, and the model's time when it began.
 type Swept = Result<(Duration, Sweep), TableError>;
 
@@ -126,6 +135,8 @@ struct Agent {
     skipped: BTreeMap<Ifindex, Skip>,
     /// Devices that should, but could not be attached to.
     unserved: BTreeMap<Ifindex, String>,
+    /// Writes that failed in the latest round, as they were logged.
+    failing: BTreeSet<String>,
     /// Whether the first full set of objects has been programmed.
     synced: bool,
 }
@@ -155,6 +166,7 @@ impl Agent {
             attached: BTreeSet::new(),
             skipped: BTreeMap::new(),
             unserved: BTreeMap::new(),
+            failing: BTreeSet::new(),
             synced: false,
         })
     }
@@ -175,7 +187,7 @@ impl Agent {
         }
     }
 
-    /// Plans and writes. Failures are logged and repeated; what could be written is.
+    /// Plans and writes. What could not be written is tried again; what could be is written.
     fn program(&mut self) {
         let now = self.now();
         for problem in self.model.plan(now) {
@@ -183,9 +195,7 @@ impl Agent {
         }
         let before = Instant::now();
         let failures = self.model.commit(now, &mut self.tables);
-        for failure in &failures {
-            error!("{failure}");
-        }
+        self.tell_failures(&failures);
         if failures.is_empty() && self.model.is_synced() && !self.synced {
             self.synced = true;
             let counts = self.model.counts();
@@ -197,6 +207,18 @@ impl Agent {
                 "synced"
             );
         }
+    }
+
+    /// Logs what fails newly, and when nothing fails any more.
+    fn tell_failures(&mut self, failures: &[CommitError<TableError>]) {
+        let failing: BTreeSet<_> = failures.iter().map(describe).collect();
+        for failure in failing.difference(&self.failing) {
+            error!("{failure}; will try again");
+        }
+        if failing.is_empty() && !self.failing.is_empty() {
+            info!("all writes to the tables succeed again");
+        }
+        self.failing = failing;
     }
 
     /// Brings the programs onto every device where they belong, and off the others.
