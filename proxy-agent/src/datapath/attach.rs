@@ -1,12 +1,17 @@
 //! Attaching to devices: tcx links, pinned, adopted after a restart, replaced without a gap.
 
-use std::{collections::BTreeSet, fs, io, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     links::{FdLink, LinkError, PinnedLink},
     tc::{SchedClassifierLink, TcAttachOptions},
 };
+use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
     load::{Datapath, LoadError, Program},
@@ -43,6 +48,25 @@ pub enum AttachError {
         /// Why not.
         #[source]
         source: Box<ProgramError>,
+    },
+    /// The program could not be put into the link that is there.
+    #[error("device {device}: cannot replace the program behind the link of {program}")]
+    Replace {
+        /// Name of the device.
+        device: String,
+        /// Name of the program.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The device is not the one that was listed: it was renamed, or is gone.
+    #[error("device {device}: no longer has index {}", index.0)]
+    Moved {
+        /// Its name when it was listed.
+        device: String,
+        /// Its number.
+        index: Ifindex,
     },
     /// The link could not be handled.
     #[error("device {device}: cannot keep the link of {program}")]
@@ -122,52 +146,108 @@ pub fn pinned_hooks(pins: &Pins) -> Result<Vec<PinnedHook>, AttachError> {
 /// Attaches both programs to a device, or puts this build's programs into the links that are already there. A
 /// packet meets the old program or the new one, never none.
 pub fn attach(datapath: &mut Datapath, pins: &Pins, device: &Device) -> Result<(), AttachError> {
-    for Hook { program, at, order } in HOOKS {
-        let path = pin(pins, device.index, program);
-        let classifier = datapath.program(program)?;
-        if path.exists() {
-            if adopt(classifier, &path) {
-                continue;
-            }
-            fs::remove_file(&path).map_err(|source| AttachError::Io { path: path.clone(), source })?;
+    for hook in HOOKS {
+        let path = pin(pins, device.index, hook.program);
+        let classifier = datapath.program(hook.program)?;
+        match adopt(classifier, &hook, &path, device)? {
+            Pinned::Alive => continue,
+            Pinned::Dead => unpin(&path)?,
+            Pinned::Absent => {}
         }
-        let name = || device.name.clone();
-        let refused = |source| AttachError::Attach {
-            device: name(),
-            program: program.name(),
-            source: Box::new(source),
-        };
-        let id = classifier
-            .attach_with_options(&device.name, at, TcAttachOptions::TcxOrder(order()))
-            .map_err(refused)?;
-        let link = classifier.take_link(id).map_err(refused)?;
-        let link = FdLink::try_from(link).map_err(|source| AttachError::Link {
-            device: name(),
-            program: program.name(),
-            source: Box::new(source),
-        })?;
+        let link = create(classifier, &hook, device)?;
         link.pin(&path).map_err(|source| AttachError::Pin {
-            device: name(),
-            program: program.name(),
+            device: device.name.clone(),
+            program: hook.program.name(),
             source,
         })?;
     }
     Ok(())
 }
 
-/// Puts the program into a pinned link. `false` if the link is dead: its device went away, and perhaps another
-/// one has its number now.
-fn adopt(classifier: &mut SchedClassifier, path: &PathBuf) -> bool {
-    let adopted =
-        PinnedLink::from_pin(path).and_then(|link| SchedClassifierLink::try_from(FdLink::from(link)));
-    let Ok(link) = adopted else {
-        return false;
+/// What became of a link's pin.
+enum Pinned {
+    /// The link has this build's program now.
+    Alive,
+    /// The link's device went away, and perhaps another one has its number now.
+    Dead,
+    /// There is none.
+    Absent,
+}
+
+/// Puts the program into a pinned link. Only a link that the kernel calls dead may be replaced: to unpin any other
+/// would let packets pass untranslated.
+fn adopt(
+    classifier: &mut SchedClassifier,
+    hook: &Hook,
+    path: &Path,
+    device: &Device,
+) -> Result<Pinned, AttachError> {
+    let unusable = |source| AttachError::Link {
+        device: device.name.clone(),
+        program: hook.program.name(),
+        source: Box::new(source),
     };
-    let Ok(id) = classifier.attach_to_link(link) else {
-        return false;
+    let refused = |source| AttachError::Replace {
+        device: device.name.clone(),
+        program: hook.program.name(),
+        source: Box::new(source),
     };
-    // The pin holds the link; this process need not.
-    classifier.take_link(id).is_ok()
+    let link = match PinnedLink::from_pin(path) {
+        Ok(link) => FdLink::from(link),
+        Err(LinkError::SyscallError(error)) if is(&error.io_error, Errno::ENOENT) => {
+            return Ok(Pinned::Absent);
+        }
+        Err(error) => return Err(unusable(error)),
+    };
+    let link = SchedClassifierLink::try_from(link).map_err(unusable)?;
+    match classifier.attach_to_link(link) {
+        // The pin holds the link; this process need not.
+        Ok(id) => classifier.take_link(id).map(|_| Pinned::Alive).map_err(refused),
+        Err(ProgramError::SyscallError(error)) if is(&error.io_error, Errno::ENOLINK) => Ok(Pinned::Dead),
+        Err(error) => Err(refused(error)),
+    }
+}
+
+/// Attaches anew. aya goes by the device's name and the pin by its number, so a device that is renamed meanwhile
+/// must not leave a link under another one's number; unpinned, it ends with this function.
+fn create(classifier: &mut SchedClassifier, hook: &Hook, device: &Device) -> Result<FdLink, AttachError> {
+    let refused = |source| AttachError::Attach {
+        device: device.name.clone(),
+        program: hook.program.name(),
+        source: Box::new(source),
+    };
+    expect_same(device)?;
+    let id = classifier
+        .attach_with_options(&device.name, hook.at, TcAttachOptions::TcxOrder((hook.order)()))
+        .map_err(refused)?;
+    let link = classifier.take_link(id).map_err(refused)?;
+    expect_same(device)?;
+    FdLink::try_from(link).map_err(|source| AttachError::Link {
+        device: device.name.clone(),
+        program: hook.program.name(),
+        source: Box::new(source),
+    })
+}
+
+fn expect_same(device: &Device) -> Result<(), AttachError> {
+    match if_nametoindex(device.name.as_str()) {
+        Ok(index) if index == device.index.0 => Ok(()),
+        _ => Err(AttachError::Moved { device: device.name.clone(), index: device.index }),
+    }
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
+/// Removes a pin. One that is gone already is no error: whoever removed it wanted the same.
+fn unpin(path: &Path) -> Result<(), AttachError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(AttachError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Detaches from every device that is not `wanted`. The links of vanished devices are dead already; their
@@ -179,7 +259,7 @@ pub fn detach_others(pins: &Pins, wanted: &BTreeSet<Ifindex>) -> Result<Vec<Ifin
             continue;
         }
         let path = pin(pins, hook.device, hook.program);
-        fs::remove_file(&path).map_err(|source| AttachError::Io { path, source })?;
+        unpin(&path)?;
         gone.insert(hook.device);
     }
     Ok(gone.into_iter().collect())
