@@ -1,10 +1,20 @@
 //! The node's network devices, and which of them the datapath belongs on.
 
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use nix::net::if_::if_indextoname;
 use rtnetlink::{
     MulticastGroup, new_multicast_connection,
     packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
 };
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+/// How long the kernel may take to list the devices.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long to wait before another socket is tried.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A device's number in its network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,9 +83,9 @@ pub enum DeviceError {
     /// The list was refused.
     #[error("cannot list the network devices")]
     List(#[source] rtnetlink::Error),
-    /// The socket was closed.
-    #[error("the route netlink socket was closed")]
-    Closed,
+    /// The list did not come.
+    #[error("cannot list the network devices: no answer within {PATIENCE:?}")]
+    Timeout,
 }
 
 /// Whether the datapath belongs on `device`, given all devices: on every one where traffic enters or leaves the
@@ -95,26 +105,54 @@ pub fn placement(device: &Device, all: &[Device]) -> Result<(), Skip> {
     }
 }
 
+/// Whether a device of this network namespace has that number now.
+#[must_use]
+pub fn exists(index: Ifindex) -> bool {
+    if_indextoname(index.0).is_ok()
+}
+
 /// The devices of this network namespace, and a signal for each time they may have changed.
 pub struct Devices {
     handle: rtnetlink::Handle,
+    bursts: BoxStream<'static, ()>,
 }
 
 impl Devices {
-    /// Opens the socket. The stream yields once after each burst of link events; what exactly happened is not
-    /// told, so that lost events are harmless: list again.
-    pub fn watch() -> Result<(Self, impl Stream<Item = ()> + Unpin), DeviceError> {
+    /// Opens the socket.
+    pub fn watch() -> Result<Self, DeviceError> {
         let (connection, handle, messages) =
             new_multicast_connection(&[MulticastGroup::Link]).map_err(DeviceError::Socket)?;
         tokio::spawn(connection);
-        let bursts = messages.ready_chunks(256).map(|_| ());
-        Ok((Self { handle }, bursts))
+        Ok(Self { handle, bursts: messages.ready_chunks(256).map(|_| ()).boxed() })
     }
 
-    /// All devices, by number.
+    /// Completes after the next burst of link events. What exactly happened is not told, so that lost events are
+    /// harmless: list again. Nothing is lost when the future is dropped.
+    pub async fn changed(&mut self) {
+        if self.bursts.next().await.is_some() {
+            return;
+        }
+        // The socket ends at its first error, such as ENOBUFS when events come faster than they are read.
+        match Self::watch() {
+            Ok(fresh) => {
+                *self = fresh;
+                warn!("events of network devices were lost; listing the devices again");
+            }
+            Err(error) => {
+                warn!("{}; will try again", crate::report(&error));
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// All devices, by number. Devices that come or go meanwhile may be missing, and others with them: the kernel's
+    /// mark for that (`NLM_F_DUMP_INTR`) does not come through rtnetlink. Ask [`exists`] before acting on absence.
     pub async fn list(&self) -> Result<Vec<Device>, DeviceError> {
-        let messages: Vec<_> =
-            self.handle.link().get().execute().try_collect().await.map_err(DeviceError::List)?;
+        let messages = self.handle.link().get().execute().try_collect::<Vec<_>>();
+        let messages = timeout(PATIENCE, messages)
+            .await
+            .map_err(|_| DeviceError::Timeout)?
+            .map_err(DeviceError::List)?;
         let mut devices: Vec<_> = messages.iter().map(parse).collect();
         devices.sort_by_key(|device| device.index);
         Ok(devices)

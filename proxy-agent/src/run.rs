@@ -23,7 +23,7 @@ use crate::{
         self, AttachError, Datapath, KernelTables, LoadError, Pins, Sweep, TableError, attach, detach_others,
         sweep,
     },
-    devices::{DeviceError, Devices, Ifindex, Skip, placement},
+    devices::{DeviceError, Devices, Ifindex, Skip, exists, placement},
 };
 
 /// How long to wait before repeating what failed.
@@ -69,7 +69,7 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let mut agent = Agent::start(options)?;
-    let (devices, mut device_events) = Devices::watch()?;
+    let mut devices = Devices::watch()?;
     agent.place(&devices).await?;
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeps = interval(SWEEP);
@@ -82,16 +82,13 @@ pub async fn run(
         tokio::select! {
             () = &mut stop => break,
             batch = changes.next() => agent.apply(batch.ok_or(RunError::SourceEnded)?),
-            event = device_events.next() => match event {
-                Some(()) => agent.place(&devices).await?,
-                None => return Err(RunError::Devices(DeviceError::Closed)),
-            },
+            () = devices.changed() => agent.place_again(&devices).await,
             _ = sweeps.tick(), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => agent.finish_sweep(swept),
             () = reached(retry_at) => {
                 retry_at = None;
-                if !agent.unserved.is_empty() {
-                    agent.place(&devices).await?;
+                if agent.is_misplaced() {
+                    agent.place_again(&devices).await;
                 }
             }
         }
@@ -135,6 +132,10 @@ struct Agent {
     skipped: BTreeMap<Ifindex, Skip>,
     /// Devices that should, but could not be attached to.
     unserved: BTreeMap<Ifindex, String>,
+    /// Devices that carry programs and exist, but that the latest list lacks.
+    unlisted: BTreeSet<Ifindex>,
+    /// Why devices could not be gone through at all the last time, if they could not.
+    unplaced: Option<String>,
     /// Writes that failed in the latest round, as they were logged.
     failing: BTreeSet<String>,
     /// Whether the first full set of objects has been programmed.
@@ -166,6 +167,8 @@ impl Agent {
             attached: BTreeSet::new(),
             skipped: BTreeMap::new(),
             unserved: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
+            unplaced: None,
             failing: BTreeSet::new(),
             synced: false,
         })
@@ -175,8 +178,12 @@ impl Agent {
         self.started.elapsed()
     }
 
+    fn is_misplaced(&self) -> bool {
+        !self.unserved.is_empty() || !self.unlisted.is_empty() || self.unplaced.is_some()
+    }
+
     fn is_unfinished(&self) -> bool {
-        !self.unserved.is_empty() || self.model.is_unfinished()
+        self.is_misplaced() || self.model.is_unfinished()
     }
 
     fn apply(&mut self, batch: Vec<Change>) {
@@ -221,6 +228,20 @@ impl Agent {
         self.failing = failing;
     }
 
+    /// As [`Agent::place`], but what fails now may succeed later: the programs that are attached go on.
+    async fn place_again(&mut self, devices: &Devices) {
+        match self.place(devices).await {
+            Ok(()) => self.unplaced = None,
+            Err(error) => {
+                let error = crate::report(&error);
+                if self.unplaced.as_ref() != Some(&error) {
+                    warn!("{error}; will try again");
+                }
+                self.unplaced = Some(error);
+            }
+        }
+    }
+
     /// Brings the programs onto every device where they belong, and off the others.
     async fn place(&mut self, devices: &Devices) -> Result<(), RunError> {
         let all = devices.list().await?;
@@ -257,9 +278,18 @@ impl Agent {
         }
         self.skipped = skipped;
         self.unserved = unserved;
-        self.attached.retain(|index| wanted.contains(index));
-        for gone in detach_others(&self.pins, &wanted)? {
-            info!(index = gone.0, "detached");
+        self.unlisted.clear();
+        let listed: BTreeSet<_> = all.iter().map(|device| device.index).collect();
+        let gone = detach_others(&self.pins, |index| {
+            let unlisted = !listed.contains(&index) && exists(index);
+            if unlisted {
+                self.unlisted.insert(index);
+            }
+            unlisted || wanted.contains(&index)
+        })?;
+        self.attached.retain(|index| wanted.contains(index) || self.unlisted.contains(index));
+        for index in gone {
+            info!(index = index.0, "detached");
         }
         Ok(())
     }

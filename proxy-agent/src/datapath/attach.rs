@@ -250,17 +250,18 @@ fn unpin(path: &Path) -> Result<(), AttachError> {
     }
 }
 
-/// Detaches from every device that is not `wanted`. The links of vanished devices are dead already; their
-/// pins go too.
-pub fn detach_others(pins: &Pins, wanted: &BTreeSet<Ifindex>) -> Result<Vec<Ifindex>, AttachError> {
+/// Detaches from every device but those to `keep`. The links of vanished devices are dead already; their pins
+/// go too.
+pub fn detach_others(
+    pins: &Pins,
+    mut keep: impl FnMut(Ifindex) -> bool,
+) -> Result<BTreeSet<Ifindex>, AttachError> {
     let mut gone = BTreeSet::new();
     for hook in pinned_hooks(pins)? {
-        if wanted.contains(&hook.device) {
-            continue;
+        if !keep(hook.device) {
+            unpin(&pin(pins, hook.device, hook.program))?;
+            gone.insert(hook.device);
         }
-        let path = pin(pins, hook.device, hook.program);
-        unpin(&path)?;
-        gone.insert(hook.device);
     }
-    Ok(gone.into_iter().collect())
+    Ok(gone)
 }
