@@ -10,6 +10,7 @@
 mod kubernetes;
 mod manifests;
 
+pub use kube::Client;
 pub use kubernetes::{ClientError, client, kubernetes};
 pub use manifests::{ManifestError, manifests};
 

@@ -13,11 +13,11 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use k8s_openapi::ByteString;
-use proxy_agent::watch;
+use proxy_agent::watch::{self, Client};
 use proxy_model::ObjectName;
 use ring::{
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair},
+    signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _},
 };
 use serde_json::{Value, json};
 use sluice_tests::apiserver::Kind;
@@ -28,12 +28,14 @@ use super::follow::name;
 
 /// kube-apiserver and etcd on loopback, with their data in a directory of their own.
 pub(crate) struct RealServer {
-    binaries: PathBuf,
-    dir: TempDir,
-    etcd_port: u16,
-    port: u16,
+    client: Client,
     apiserver: Process,
     _etcd: Process,
+    etcd_port: u16,
+    port: u16,
+    binaries: PathBuf,
+    /// Goes last, when nobody writes there any more.
+    dir: TempDir,
 }
 
 /// Ends with its owner.
@@ -54,7 +56,7 @@ impl RealServer {
         let dir = tempfile::tempdir().unwrap();
         let [etcd_port, peer_port, port] = free_ports();
         fs::write(dir.path().join("tokens.csv"), format!("{TOKEN},test,test,system:masters\n")).unwrap();
-        fs::write(dir.path().join("service-accounts.pem"), key()).unwrap();
+        fs::write(dir.path().join("service-accounts.pem"), keys()).unwrap();
         let etcd = Command::new(binaries.join("etcd"))
             .arg(format!("--data-dir={}", dir.path().join("etcd").display()))
             .arg(format!("--listen-client-urls=http://127.0.0.1:{etcd_port}"))
@@ -67,21 +69,16 @@ impl RealServer {
             .spawn()
             .expect("KUBEBUILDER_ASSETS has etcd");
         let apiserver = apiserver(&binaries, dir.path(), etcd_port, port);
-        let mut server = Self { binaries, dir, etcd_port, port, apiserver, _etcd: Process(etcd) };
+        let path = dir.path().join("kubeconfig");
+        fs::write(&path, kubeconfig(port)).unwrap();
+        let client = watch::client(Some(&path)).await.unwrap();
+        let mut server = Self { client, apiserver, _etcd: Process(etcd), etcd_port, port, binaries, dir };
         server.ready().await;
         Some(server)
     }
 
     pub(crate) fn kubeconfig(&self) -> String {
-        let cluster =
-            json!({"server": format!("https://127.0.0.1:{}", self.port), "insecure-skip-tls-verify": true});
-        json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "clusters": [{"name": "test", "cluster": cluster}],
-            "users": [{"name": "test", "user": {"token": TOKEN}}],
-        })
-        .to_string()
+        kubeconfig(self.port)
     }
 
     pub(crate) async fn apply<K: Kind>(&self, object: &K) {
@@ -125,21 +122,29 @@ impl RealServer {
     }
 
     async fn send(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Value, String> {
-        let kubeconfig = self.dir.path().join("kubeconfig");
-        fs::write(&kubeconfig, self.kubeconfig()).unwrap();
-        let client = watch::client(Some(&kubeconfig)).await.unwrap();
         let mut request = Request::builder().method(&method).uri(path).body(body).unwrap();
         if method == Method::PATCH {
             let apply = HeaderValue::from_static("application/apply-patch+yaml");
             request.headers_mut().insert(CONTENT_TYPE, apply);
         }
-        let text = client.request_text(request).await.map_err(|error| error.to_string())?;
+        let text = self.client.request_text(request).await.map_err(|error| error.to_string())?;
         Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 }
 
+fn kubeconfig(port: u16) -> String {
+    let cluster = json!({"server": format!("https://127.0.0.1:{port}"), "insecure-skip-tls-verify": true});
+    json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        "clusters": [{"name": "test", "cluster": cluster}],
+        "users": [{"name": "test", "user": {"token": TOKEN}}],
+    })
+    .to_string()
+}
+
 fn apiserver(binaries: &Path, dir: &Path, etcd_port: u16, port: u16) -> Process {
-    let key = dir.join("service-accounts.pem");
+    let keys = dir.join("service-accounts.pem");
     let child = Command::new(binaries.join("kube-apiserver"))
         .arg(format!("--etcd-servers=http://127.0.0.1:{etcd_port}"))
         .arg(format!("--secure-port={port}"))
@@ -152,8 +157,8 @@ fn apiserver(binaries: &Path, dir: &Path, etcd_port: u16, port: u16) -> Process 
         .arg(format!("--cert-dir={}", dir.join("certificates").display()))
         .arg(format!("--token-auth-file={}", dir.join("tokens.csv").display()))
         .arg("--service-account-issuer=https://127.0.0.1/")
-        .arg(format!("--service-account-key-file={}", key.display()))
-        .arg(format!("--service-account-signing-key-file={}", key.display()))
+        .arg(format!("--service-account-key-file={}", keys.display()))
+        .arg(format!("--service-account-signing-key-file={}", keys.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log(dir, "kube-apiserver.log"))
@@ -189,12 +194,25 @@ fn free_ports() -> [u16; 3] {
     ports.try_into().unwrap()
 }
 
-/// For the tokens of service accounts, of which there are none, but the server insists.
-fn key() -> String {
-    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).unwrap();
-    let base64 = serde_json::to_value(ByteString(key.as_ref().to_vec())).unwrap();
-    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", base64.as_str().unwrap())
+/// For the tokens of service accounts, of which there are none, but the server insists: both halves in one file.
+fn keys() -> String {
+    let random = SystemRandom::new();
+    let private = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, private.as_ref(), &random).unwrap();
+    let public = [&PUBLIC_KEY_PREFIX, pair.public_key().as_ref()].concat();
+    pem("PRIVATE KEY", private.as_ref()) + &pem("PUBLIC KEY", &public)
 }
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let base64 = serde_json::to_value(ByteString(der.to_vec())).unwrap();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", base64.as_str().unwrap())
+}
+
+/// A `SubjectPublicKeyInfo` for P-256 up to the point itself (RFC 5480 section 2).
+const PUBLIC_KEY_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
 
 const TOKEN: &str = "for-this-test-only";
 /// The first start creates a lot.
