@@ -213,6 +213,27 @@ impl Agent {
                 took = ?before.elapsed(),
                 "synced"
             );
+            self.remove_other_layouts();
+        }
+    }
+
+    /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so
+    /// the sooner one stops the better. This build cannot read their flows and so cannot take them over.
+    fn remove_other_layouts(&self) {
+        let removed = self.pins.others().and_then(|others| {
+            others.iter().try_for_each(|other| {
+                let links = other.remove()?;
+                let pins = other.root().display();
+                info!(
+                    %pins,
+                    links,
+                    "removed the links and tables of another layout; connections that began through them end"
+                );
+                Ok(())
+            })
+        });
+        if let Err(error) = removed {
+            warn!("{}; links and tables of another layout remain", crate::report(&error));
         }
     }
 

@@ -71,6 +71,35 @@ impl Pins {
         &self.root
     }
 
+    /// What agents with other layouts have left beside this layout's pins.
+    pub fn others(&self) -> Result<Vec<Self>, PinError> {
+        let dir = self.root.parent().unwrap_or(&self.root);
+        let failed =
+            |source| PinError::Io { action: "cannot list the directory", path: dir.to_owned(), source };
+        let mut others = Vec::new();
+        for entry in fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let version = name.to_str().and_then(|name| name.strip_prefix('v')).map(str::parse::<u32>);
+            let other = Self { root: entry.path() };
+            // People may keep their own pins in this directory.
+            let ours = entry.file_type().is_ok_and(|kind| kind.is_dir()) && other.links().is_dir();
+            if matches!(version, Some(Ok(version)) if version != LAYOUT_VERSION) && ours {
+                others.push(other);
+            }
+        }
+        others.sort_by(|a, b| a.root.cmp(&b.root));
+        Ok(others)
+    }
+
+    /// Removes all pins, and with them links and maps that nobody else holds. Returns the number of links.
+    pub fn remove(&self) -> Result<usize, PinError> {
+        let failed = |action| move |source| PinError::Io { action, path: self.root.clone(), source };
+        let links = fs::read_dir(self.links()).map_err(failed("cannot list its links"))?.count();
+        fs::remove_dir_all(&self.root).map_err(failed("cannot remove the directory"))?;
+        Ok(links)
+    }
+
     /// The pin of a map.
     #[must_use]
     pub fn map<T: Table>(&self) -> PathBuf {
@@ -101,5 +130,30 @@ mod tests {
         assert!(matches!(error, PinError::NotBpffs(_)));
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was left behind");
+    }
+
+    #[test]
+    fn other_layouts_are_found_and_removed_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::new(dir.path());
+        let make = |name: &str| {
+            let root = dir.path().join(name);
+            fs::create_dir_all(root.join("maps")).unwrap();
+            fs::create_dir_all(root.join("links")).unwrap();
+            fs::write(root.join("maps/FLOWS"), "").unwrap();
+            fs::write(root.join("links/7-sluice_ingress"), "").unwrap();
+            root
+        };
+        let (own, old) = (make(&format!("v{LAYOUT_VERSION}")), make("v0"));
+        let strangers = [make("vault"), make("7"), make("v")];
+        fs::create_dir(dir.path().join("v9")).unwrap();
+        let others = pins.others().unwrap();
+        assert_eq!(others.iter().map(Pins::root).collect::<Vec<_>>(), [old.as_path()]);
+        assert_eq!(others[0].remove().unwrap(), 1);
+        assert!(!old.exists());
+        for kept in strangers.iter().chain([&own]) {
+            assert!(kept.join("links/7-sluice_ingress").exists(), "{}", kept.display());
+        }
+        assert!(pins.others().unwrap().is_empty());
     }
 }

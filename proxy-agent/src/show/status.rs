@@ -18,6 +18,8 @@ use crate::datapath::{ArrayTable, HashTable, PerCpuTable, Pins, Program, TableEr
 pub struct Status {
     /// Where it is pinned.
     pub pins: String,
+    /// Where other layouts are pinned: those of agents from before or after this one.
+    pub other_layouts: Vec<String>,
     /// Devices with a pinned link.
     pub devices: Vec<DeviceRow>,
     /// Tables and how full they are.
@@ -77,8 +79,11 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
     fn row<T: Table>(used: u64) -> TableRow {
         TableRow { name: T::NAME, used, capacity: T::CAPACITY }
     }
+    // It is a hint; what follows is worth showing without it.
+    let others = pins.others().unwrap_or_default();
     Ok(Status {
         pins: pins.root().display().to_string(),
+        other_layouts: others.iter().map(|other| other.root().display().to_string()).collect(),
         devices: devices(pins)?,
         tables: vec![
             row::<ServiceNames>(names),
@@ -136,8 +141,15 @@ impl Show for Status {
                 .collect();
             if some.is_empty() { "none".to_owned() } else { some.join(", ") }
         };
+        let others = match &*self.other_layouts {
+            [] => String::new(),
+            others => format!(
+                "also   {} (another version's, until this one's agent has synced)\n",
+                others.join(", ")
+            ),
+        };
         format!(
-            "pins   {}\nflows  {}\ndrops  {}\n\n{}\n\n{}",
+            "pins   {}\n{others}flows  {}\ndrops  {}\n\n{}\n\n{}",
             self.pins,
             list(&self.flows),
             list(&self.drops),
