@@ -11,25 +11,24 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
+use proxy_common::tables::{Flows, Table as _};
 use proxy_model::{Change, CommitError, Model};
 use tokio::{
     task::{JoinError, JoinSet},
-    time::{MissedTickBehavior, interval, sleep_until},
+    time::sleep_until,
 };
 use tracing::{debug, error, info, warn};
 
 use crate::{
     datapath::{
-        self, AttachError, Datapath, KernelTables, LoadError, Pins, Sweep, TableError, attach, detach_others,
-        sweep,
+        self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, attach,
+        detach_others, sweep,
     },
     devices::{DeviceError, Devices, Ifindex, Skip, exists, placement},
 };
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often expired flows are freed.
-const SWEEP: Duration = Duration::from_secs(30);
 /// Changes taken together into one plan, at most.
 const BATCH: usize = 4096;
 
@@ -72,8 +71,6 @@ pub async fn run(
     let mut devices = Devices::watch()?;
     agent.place(&devices).await?;
     let mut changes = changes.ready_chunks(BATCH);
-    let mut sweeps = interval(SWEEP);
-    sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweeping = JoinSet::new();
     // Outlives a round: a busy cluster must not put off what failed.
     let mut retry_at = None;
@@ -83,7 +80,7 @@ pub async fn run(
             () = &mut stop => break,
             batch = changes.next() => agent.apply(batch.ok_or(RunError::SourceEnded)?),
             () = devices.changed() => agent.place_again(&devices).await,
-            _ = sweeps.tick(), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
+            () = sleep_until(agent.sweep_at.into()), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => agent.finish_sweep(swept),
             () = reached(retry_at) => {
                 retry_at = None;
@@ -136,6 +133,12 @@ struct Agent {
     unlisted: BTreeSet<Ifindex>,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
+    /// When the flow table is to be swept again.
+    sweep_at: Instant,
+    /// How full the latest sweep left the flow table.
+    pressure: Pressure,
+    /// Whether the flow table was short of room and has not recovered.
+    is_short_of_room: bool,
     /// Writes that failed in the latest round, as they were logged.
     failing: BTreeSet<String>,
     /// Whether the first full set of objects has been programmed.
@@ -169,6 +172,9 @@ impl Agent {
             unserved: BTreeMap::new(),
             unlisted: BTreeSet::new(),
             unplaced: None,
+            sweep_at: Instant::now(),
+            pressure: Pressure::Low,
+            is_short_of_room: false,
             failing: BTreeSet::new(),
             synced: false,
         })
@@ -318,10 +324,13 @@ impl Agent {
     fn start_sweep(&mut self, sweeping: &mut JoinSet<Swept>) {
         match self.datapath.now() {
             Ok(ticks) => {
-                let (pins, started) = (self.pins.clone(), self.now());
-                sweeping.spawn_blocking(move || Ok((started, sweep(&pins, ticks)?)));
+                let (pins, started, pressure) = (self.pins.clone(), self.now(), self.pressure);
+                sweeping.spawn_blocking(move || Ok((started, sweep(&pins, ticks, pressure)?)));
             }
-            Err(error) => warn!(error = %crate::report(&error), "cannot sweep the flow table"),
+            Err(error) => {
+                warn!(error = %crate::report(&error), "cannot sweep the flow table");
+                self.sweep_at = Instant::now() + self.pressure.interval();
+            }
         }
     }
 
@@ -332,9 +341,31 @@ impl Agent {
                 self.model.retain_filter(started, |position| {
                     sweep.in_use.get(&position).copied().unwrap_or_default()
                 });
+                self.note_pressure(&sweep);
             }
             Ok(Err(error)) => warn!(error = %crate::report(&error), "cannot sweep the flow table"),
             Err(error) => warn!(%error, "the sweep of the flow table failed"),
+        }
+        self.sweep_at = Instant::now() + self.pressure.interval();
+    }
+
+    /// Told once: between high and low pressure the table may go up and down with every sweep.
+    fn note_pressure(&mut self, sweep: &Sweep) {
+        let (left, capacity) = (sweep.left, Flows::CAPACITY);
+        self.pressure = sweep.pressure();
+        match self.pressure {
+            Pressure::High if !self.is_short_of_room => {
+                self.is_short_of_room = true;
+                warn!(
+                    left,
+                    capacity, "the flow table fills up; flows that are over lose their entries early"
+                );
+            }
+            Pressure::Low if self.is_short_of_room => {
+                self.is_short_of_room = false;
+                info!(left, capacity, "the flow table has room again");
+            }
+            _ => {}
         }
     }
 }

@@ -17,5 +17,5 @@ pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuTable, TableError};
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
-pub use sweep::{Sweep, sweep};
+pub use sweep::{Pressure, Sweep, sweep};
 pub use tables::KernelTables;
