@@ -83,6 +83,9 @@ pub enum DeviceError {
     /// The list was refused.
     #[error("cannot list the network devices")]
     List(#[source] rtnetlink::Error),
+    /// No runtime to ask in.
+    #[error("cannot wait for the kernel's answer")]
+    Runtime(#[source] std::io::Error),
     /// The list did not come.
     #[error("cannot list the network devices: no answer within {PATIENCE:?}")]
     Timeout,
@@ -157,6 +160,13 @@ impl Devices {
         devices.sort_by_key(|device| device.index);
         Ok(devices)
     }
+}
+
+/// All devices, by number, for those who ask once and may block.
+pub fn list() -> Result<Vec<Device>, DeviceError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DeviceError::Runtime)?;
+    runtime.block_on(async { Devices::watch()?.list().await })
 }
 
 fn parse(message: &LinkMessage) -> Device {

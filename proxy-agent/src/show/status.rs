@@ -6,12 +6,15 @@ use proxy_common::{
     backend::BackendFlags,
     drop::DropReason,
     flow::Direction,
-    tables::{Backends, Drops, Flows, Frontends, ServiceNames, Table},
+    tables::{Affinities, Backends, Drops, Flows, Frontends, ServiceNames, Table},
 };
 use serde::Serialize;
 
 use super::{Show, ShowError, grid, lines, right};
-use crate::datapath::{ArrayTable, HashTable, PerCpuTable, Pins, Program, TableError, pinned_hooks};
+use crate::{
+    datapath::{ArrayTable, HashTable, PerCpuTable, Pins, Program, TableError, pinned_hooks},
+    devices::{self, Device, Skip, placement},
+};
 
 /// What the kernel holds.
 #[derive(Debug, Serialize)]
@@ -22,6 +25,8 @@ pub struct Status {
     pub other_layouts: Vec<String>,
     /// Devices with a pinned link.
     pub devices: Vec<DeviceRow>,
+    /// Devices of this network namespace that lack a program. Empty as well if they cannot be listed.
+    pub not_attached: Vec<BareDevice>,
     /// Tables and how full they are.
     pub tables: Vec<TableRow>,
     /// Flows by state, client's direction only.
@@ -41,6 +46,17 @@ pub struct DeviceRow {
     pub ingress: Option<u32>,
     /// Kernel id of the program at egress.
     pub egress: Option<u32>,
+}
+
+/// A device without both programs.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct BareDevice {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Why that is so; `missing` if it should not be.
+    pub reason: &'static str,
 }
 
 /// A table.
@@ -71,6 +87,7 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
         backends += u64::from(entry?.1.flags.contains(BackendFlags::LIVE));
     }
     let names = count(HashTable::<ServiceNames>::open(pins)?.entries())?;
+    let affinities = count(HashTable::<Affinities>::open(pins)?.entries())?;
     let counts = PerCpuTable::<Drops>::open(pins)?;
     let mut drops = BTreeMap::new();
     for reason in DropReason::ALL {
@@ -81,15 +98,19 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
     }
     // It is a hint; what follows is worth showing without it.
     let others = pins.others().unwrap_or_default();
+    let devices = attached(pins)?;
+    let not_attached = devices::list().map(|all| bare(&all, &devices)).unwrap_or_default();
     Ok(Status {
         pins: pins.root().display().to_string(),
         other_layouts: others.iter().map(|other| other.root().display().to_string()).collect(),
-        devices: devices(pins)?,
+        devices,
+        not_attached,
         tables: vec![
             row::<ServiceNames>(names),
             row::<Frontends>(frontends),
             row::<Backends>(backends),
             row::<Flows>(entries),
+            row::<Affinities>(affinities),
         ],
         flows,
         drops,
@@ -100,7 +121,7 @@ fn count<T>(mut entries: impl Iterator<Item = Result<T, TableError>>) -> Result<
     entries.try_fold(0, |count, entry| entry.map(|_| count + 1))
 }
 
-fn devices(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
+fn attached(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
     let mut rows = BTreeMap::new();
     for hook in pinned_hooks(pins)? {
         let index = hook.device.0;
@@ -119,6 +140,21 @@ fn devices(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
     Ok(rows.into_values().collect())
 }
 
+/// The devices that lack a program.
+fn bare(all: &[Device], attached: &[DeviceRow]) -> Vec<BareDevice> {
+    let whole = |device: &&Device| {
+        attached
+            .iter()
+            .any(|row| row.index == device.index.0 && row.ingress.is_some() && row.egress.is_some())
+    };
+    let describe = |device: &Device| BareDevice {
+        index: device.index.0,
+        name: device.name.clone(),
+        reason: placement(device, all).map_or_else(Skip::as_str, |()| "missing"),
+    };
+    all.iter().filter(|device| !whole(device)).map(describe).collect()
+}
+
 impl Show for Status {
     fn table(&self) -> String {
         let number = |id: Option<u32>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
@@ -128,6 +164,12 @@ impl Show for Status {
             let name = row.name.clone().unwrap_or_else(|| "(not in this namespace)".to_owned());
             devices.add_row([name, row.index.to_string(), number(row.ingress), number(row.egress)]);
         }
+        let mut bare = grid(["NOT ATTACHED", "INDEX", "REASON"]);
+        right(&mut bare, [1]);
+        for row in &self.not_attached {
+            bare.add_row([row.name.as_str(), &row.index.to_string(), row.reason]);
+        }
+        let bare = if self.not_attached.is_empty() { String::new() } else { format!("{}\n\n", lines(&bare)) };
         let mut tables = grid(["TABLE", "USED", "CAPACITY"]);
         right(&mut tables, [1, 2]);
         for row in &self.tables {
@@ -149,12 +191,45 @@ impl Show for Status {
             ),
         };
         format!(
-            "pins   {}\n{others}flows  {}\ndrops  {}\n\n{}\n\n{}",
+            "pins   {}\n{others}flows  {}\ndrops  {}\n\n{}\n\n{bare}{}",
             self.pins,
             list(&self.flows),
             list(&self.drops),
             lines(&devices),
             lines(&tables)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::{DeviceKind, Ifindex};
+
+    #[test]
+    fn devices_without_both_programs_are_shown_with_the_reason() {
+        let device = |index, name: &str, kind| Device {
+            index: Ifindex(index),
+            name: name.to_owned(),
+            kind,
+            controller: None,
+        };
+        let all = [
+            device(1, "lo", DeviceKind::Loopback),
+            device(2, "whole", DeviceKind::Ethernet),
+            device(3, "half", DeviceKind::Ethernet),
+            device(4, "tun", DeviceKind::Headerless),
+        ];
+        let row = |index, egress| DeviceRow { index, name: None, ingress: Some(7), egress };
+        let bare: Vec<_> = bare(&all, &[row(2, Some(8)), row(3, None)])
+            .into_iter()
+            .map(|row| (row.name, row.index, row.reason))
+            .collect();
+        let expected = [
+            ("lo".to_owned(), 1, "loopback"),
+            ("half".to_owned(), 3, "missing"),
+            ("tun".to_owned(), 4, Skip::NoEthernetHeader.as_str()),
+        ];
+        assert_eq!(bare, expected);
     }
 }
