@@ -108,10 +108,12 @@ pub fn placement(device: &Device, all: &[Device]) -> Result<(), Skip> {
     }
 }
 
-/// Whether a device of this network namespace has that number now.
+/// The name of the device of this network namespace that has that number now.
 #[must_use]
-pub fn exists(index: Ifindex) -> bool {
-    if_indextoname(index.0).is_ok()
+pub fn name_of(index: Ifindex) -> Option<String> {
+    let name = if_indextoname(index.0).ok()?.into_string().ok()?;
+    // nix 0.31 takes the null pointer that says "no such device" for success.
+    (!name.is_empty()).then_some(name)
 }
 
 /// The devices of this network namespace, and a signal for each time they may have changed.
@@ -149,7 +151,7 @@ impl Devices {
     }
 
     /// All devices, by number. Devices that come or go meanwhile may be missing, and others with them: the kernel's
-    /// mark for that (`NLM_F_DUMP_INTR`) does not come through rtnetlink. Ask [`exists`] before acting on absence.
+    /// mark for that (`NLM_F_DUMP_INTR`) does not come through rtnetlink. Ask [`name_of`] before acting on absence.
     pub async fn list(&self) -> Result<Vec<Device>, DeviceError> {
         let messages = self.handle.link().get().execute().try_collect::<Vec<_>>();
         let messages = timeout(PATIENCE, messages)
@@ -230,5 +232,11 @@ mod tests {
             None,
         ];
         assert_eq!(skips, expected);
+    }
+
+    #[test]
+    fn only_devices_that_exist_have_names() {
+        assert_eq!(name_of(Ifindex(1)).as_deref(), Some("lo"));
+        assert_eq!(name_of(Ifindex(u32::MAX)), None);
     }
 }

@@ -24,7 +24,7 @@ use crate::{
         self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, attach,
         detach_others, sweep,
     },
-    devices::{DeviceError, Devices, Ifindex, Skip, exists, placement},
+    devices::{DeviceError, Devices, Ifindex, Skip, name_of, placement},
 };
 
 /// How long to wait before repeating what failed.
@@ -308,7 +308,7 @@ impl Agent {
         self.unlisted.clear();
         let listed: BTreeSet<_> = all.iter().map(|device| device.index).collect();
         let gone = detach_others(&self.pins, |index| {
-            let unlisted = !listed.contains(&index) && exists(index);
+            let unlisted = !listed.contains(&index) && name_of(index).is_some();
             if unlisted {
                 self.unlisted.insert(index);
             }

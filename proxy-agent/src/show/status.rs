@@ -127,7 +127,7 @@ fn attached(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
         let index = hook.device.0;
         let row = rows.entry(index).or_insert_with(|| DeviceRow {
             index,
-            name: nix::net::if_::if_indextoname(index).ok().and_then(|name| name.into_string().ok()),
+            name: devices::name_of(hook.device),
             ingress: None,
             egress: None,
         });
