@@ -210,8 +210,10 @@ impl Node {
         ])?;
         at_once(&namespace)?;
         let gateway = Addresses::of_pod(number, 1);
+        // A bridge without an address of its own takes the lowest of its ports', and changes it as they come and go;
+        // what pods then send to the gateway's old address is lost.
         namespace.ip(&format!(
-            "link add {BRIDGE} type bridge mcast_snooping 0\nlink set {BRIDGE} up\n\
+            "link add {BRIDGE} address 02:00:00:00:00:{number:02x} type bridge mcast_snooping 0\nlink set {BRIDGE} up\n\
              addr add {}/24 dev {BRIDGE}\naddr add {}/64 dev {BRIDGE} nodad",
             gateway.v4, gateway.v6
         ))?;

@@ -1,12 +1,13 @@
 //! The agent and its programs on nodes made of network namespaces, with real sockets at both ends.
 //!
-//! One file per question: is it reached ([`reach`]), by whom ([`spread`]), what if nobody serves ([`refuse`]), does it
+//! One file per question: is it reached ([`reach`]), by whom ([`spread`]), what if nobody serves ([`refuse`], [`errors`]), does it
 //! hold ([`load`]), does it follow changes ([`endpoints`], [`devices`], [`manifests`]), does it outlive the agent
 //! ([`lifecycle`]), and does the demo tell the truth ([`demo`])?
 
 mod demo;
 mod devices;
 mod endpoints;
+mod errors;
 mod lifecycle;
 mod load;
 mod manifests;
