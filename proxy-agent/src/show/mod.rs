@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub use services::{BackendRow, FrontendRow, ServiceRow, Services, services};
-pub use status::{DeviceRow, Status, TableRow, status};
+pub use status::{BareDevice, DeviceRow, Status, TableRow, status};
 
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]
