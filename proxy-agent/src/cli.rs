@@ -47,7 +47,13 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t, help_heading = "Logging")]
     pub log_format: LogFormat,
     /// What is logged: a level, or tracing's filter syntax such as `info,proxy_agent::watch=debug`
-    #[arg(long, value_name = "FILTER", env = "SLUICE_LOG", default_value = "info", help_heading = "Logging")]
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "SLUICE_LOG",
+        default_value = "info,kube_client=error",
+        help_heading = "Logging"
+    )]
     pub log: String,
 }
 
