@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::flow::{FlowState, Ticks};
+use crate::{flow::FlowState, time::Ticks};
 
 /// Settings of the datapath; value of the settings table.
 ///

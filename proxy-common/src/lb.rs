@@ -11,11 +11,13 @@
 
 use crate::{
     addr::Addr,
-    backend::{Affinity, AffinityKey, Backend, BackendId},
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, BackendId},
     drop::DropReason,
     filter::AddressRoles,
-    flow::{Direction, FlowEntry, FlowState, TcpFlags, Ticks},
+    flow::{Direction, FlowEntry, FlowState, TcpFlags},
     frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
+    time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 

@@ -13,6 +13,7 @@
 extern crate std;
 
 pub mod addr;
+pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod flow;
 pub mod frontend;
 pub mod lb;
 pub mod tables;
+pub mod time;
 pub mod tuple;
 
 /// Version of every layout in this crate; the agent pins maps below `v{LAYOUT_VERSION}`.

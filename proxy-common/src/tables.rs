@@ -8,7 +8,8 @@ use core::{fmt::Debug, hash::Hash};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    backend::{Affinity, AffinityKey, Backend, BackendId},
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, BackendId},
     config::NodeSettings,
     counters::ServiceCounters,
     drop::DropReason,

@@ -1,7 +1,7 @@
 //! The kernel programs of Sluice: entry points only.
 //!
 //! Packets flow parse -> decide -> rewrite. The decision is `proxy_common::lb`; this crate is the bytes around
-//! it. `packet` and `maps` hold all the `unsafe`.
+//! it. `packet` and `maps` hold the `unsafe` of the fast path, `refuse` that of three more helpers.
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]

@@ -12,17 +12,19 @@ use aya_ebpf::{
 };
 use proxy_common::{
     addr::Addr,
-    backend::{Affinity, AffinityKey, Backend, BackendId},
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, BackendId},
     counters::ServiceCounters,
     drop::DropReason,
     filter::{AddressRoles, FilterPosition},
-    flow::{Direction, FlowEntry, FlowState, Ticks},
+    flow::{Direction, FlowEntry, FlowState},
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{FlowRef, Insert, InsertError, Tables},
     tables::{
         AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
         Slots, Table,
     },
+    time::Ticks,
     tuple::FlowKey,
 };
 

@@ -11,7 +11,8 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use proxy_agent::datapath::{self, ArrayTable, Datapath, HashTable, PerCpuTable, Pins, Program};
 use proxy_common::{
     addr::Addr,
-    backend::{Affinity, AffinityKey, Backend, BackendFlags, BackendId, Generation},
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
     drop::DropReason,
     endian::Be16,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
-use proxy_common::flow::Ticks;
+use proxy_common::time::Ticks;
 
 /// The clock program could not be run.
 #[derive(Debug, thiserror::Error)]

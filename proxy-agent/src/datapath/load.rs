@@ -8,11 +8,11 @@ use aya_log::EbpfLogger;
 use log::Log;
 use proxy_common::{
     config::NodeSettings,
-    flow::Ticks,
     tables::{
         AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
         Slots, Table,
     },
+    time::Ticks,
 };
 
 use super::{

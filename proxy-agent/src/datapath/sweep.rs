@@ -11,8 +11,9 @@ use std::{
 use proxy_common::{
     config::NodeSettings,
     filter::{AddressRoles, FilterPosition},
-    flow::{Direction, FlowEntry, FlowState, Ticks},
+    flow::{Direction, FlowEntry, FlowState},
     tables::{Flows, Settings, Table as _},
+    time::Ticks,
     tuple::FlowKey,
 };
 

@@ -9,14 +9,16 @@ use std::{
 
 use proxy_common::{
     addr::Addr,
-    backend::{Affinity, AffinityKey, Backend, BackendId},
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, BackendId},
     config::Timeouts,
     counters::ServiceCounters,
     endian::Be16,
     filter::{AddressRoles, FilterPosition},
-    flow::{Direction, FlowEntry, FlowState, TcpFlags, Ticks},
+    flow::{Direction, FlowEntry, FlowState, TcpFlags},
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{self, FlowRef, Insert, InsertError, Packet, Tables, Verdict},
+    time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 use proxy_model::{Model, Restored};

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::{
-    backend::{AffinityKey, BackendFlags, Generation},
+    affinity::AffinityKey,
+    backend::{BackendFlags, Generation},
     drop::DropReason,
-    flow::Ticks,
     frontend::{Frontend, FrontendFlags, ServiceId},
+    time::Ticks,
 };
 use sluice_tests::kernel::{Action, end};
 

@@ -7,8 +7,9 @@ use proxy_common::{
     backend::{BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
     drop::DropReason,
-    flow::{FlowState, Ticks},
+    flow::FlowState,
     frontend::ServiceId,
+    time::Ticks,
     tuple::Protocol,
 };
 use sluice_tests::{kernel::Action, packets::flags};
