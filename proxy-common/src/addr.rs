@@ -54,6 +54,13 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
+    /// The unspecified address of the same family: `0.0.0.0` or `::`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn unspecified(self) -> Self {
+        Self { words: [0, 0, if self.is_v4() { MAPPED } else { 0 }, 0] }
+    }
+
     /// Whether one host can be meant by it, so that it may be answered: neither unspecified nor multicast, nor IPv4's
     /// broadcast and reserved space (RFC 1122 3.2.2, RFC 4443 2.4).
     #[must_use]

@@ -48,6 +48,11 @@ impl BackendFlags {
     pub const LIVE: Self = Self(1);
     /// Runs on this node.
     pub const LOCAL: Self = Self(2);
+    /// In the set of its service port that serves the whole cluster (SEL-02, SEL-03).
+    pub const CLUSTER_SET: Self = Self(4);
+    /// In the set of its service port that keeps traffic on this node (SEL-04). A backend in neither set keeps the flows
+    /// that it has and gets no new ones (CT-11).
+    pub const LOCAL_SET: Self = Self(8);
 
     /// Whether all bits of `other` are set.
     #[must_use]

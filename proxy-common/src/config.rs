@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{flow::FlowState, time::Ticks};
+use crate::{addr::Addr, flow::FlowState, time::Ticks};
 
 /// Settings of the datapath; value of the settings table.
 ///
@@ -15,13 +15,23 @@ pub struct NodeSettings {
     pub timeouts: Timeouts,
     /// Ticks of the kernel's clock per second.
     pub ticks_per_second: u32,
+    /// Whose sources are pods, if local traffic is detected by address; at most one network per family (DLOC-01, DLOC-02).
+    pub pod_networks: [Network; 2],
+    /// Source ports that may be given to packets.
+    pub source_ports: SourcePorts,
 }
 
 impl NodeSettings {
-    /// The defaults for a kernel whose clock ticks `hz` times a second.
+    /// The defaults for a kernel whose clock ticks `hz` times a second: kube-proxy's timeouts, the kernel's and the API
+    /// server's default port ranges, and no detection of local traffic.
     #[must_use]
     pub const fn new(hz: u32) -> Self {
-        Self { timeouts: Timeouts::kube_proxy(hz), ticks_per_second: hz }
+        Self {
+            timeouts: Timeouts::kube_proxy(hz),
+            ticks_per_second: hz,
+            pod_networks: [Network::NONE; 2],
+            source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
+        }
     }
 
     /// A duration in ticks.
@@ -29,6 +39,140 @@ impl NodeSettings {
     #[inline(always)]
     pub const fn ticks(&self, seconds: u32) -> Ticks {
         Ticks(seconds.saturating_mul(self.ticks_per_second))
+    }
+}
+
+/// A network: addresses that are equal under a mask. 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Network {
+    address: [u32; 4],
+    mask: [u32; 4],
+}
+
+impl Network {
+    /// No address is in it.
+    pub const NONE: Self = Self { address: [u32::MAX; 4], mask: [0; 4] };
+
+    /// The addresses that share the first `length` bits of `address`: at most 32 for IPv4, 128 for IPv6.
+    #[must_use]
+    pub const fn new(address: Addr, length: u32) -> Self {
+        let mut bits = if address.is_v4() { length + 96 } else { length };
+        let mut network = Self { address: address.words(), mask: [0; 4] };
+        let mut at = 0;
+        while at < 4 {
+            let taken = if bits > 32 { 32 } else { bits };
+            let mask = if taken == 0 { 0 } else { u32::MAX << (32 - taken) };
+            network.mask[at] = mask.to_be();
+            network.address[at] &= network.mask[at];
+            bits -= taken;
+            at += 1;
+        }
+        network
+    }
+
+    /// Whether the address is in it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(&self, address: Addr) -> bool {
+        let [a, b, c, d] = address.words();
+        let [ma, mb, mc, md] = self.mask;
+        let [na, nb, nc, nd] = self.address;
+        (a & ma) ^ na | (b & mb) ^ nb | (c & mc) ^ nc | (d & md) ^ nd == 0
+    }
+}
+
+/// The ports that source rewriting may use: what neither the host's own sockets (`ip_local_port_range`) nor NodePorts use.
+/// 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SourcePorts {
+    /// Disjoint; what is not needed is empty.
+    ranges: [PortRange; 3],
+    /// All of them together.
+    total: u32,
+}
+
+/// Ports one after the other, in host byte order. 4 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct PortRange {
+    first: u16,
+    count: u16,
+}
+
+impl PortRange {
+    const EMPTY: Self = Self { first: 0, count: 0 };
+
+    #[inline(always)]
+    const fn contains(self, port: u16) -> bool {
+        port.wrapping_sub(self.first) < self.count
+    }
+}
+
+impl SourcePorts {
+    /// The lowest port that is given: those below are for privileged processes.
+    const LOWEST: u16 = 1024;
+
+    /// The ports from 1024 outside two ranges, which are given by their first and last port.
+    #[must_use]
+    pub const fn outside(taken: [(u16, u16); 2]) -> Self {
+        let [a, b] = taken;
+        let [(first_low, last_low), (first_high, last_high)] = if a.0 <= b.0 { [a, b] } else { [b, a] };
+        let mut ports = Self { ranges: [PortRange::EMPTY; 3], total: 0 };
+        ports.add(0, Self::LOWEST as u32, first_low as u32);
+        ports.add(1, last_low as u32 + 1, first_high as u32);
+        let last = if last_low > last_high { last_low } else { last_high };
+        ports.add(2, last as u32 + 1, u16::MAX as u32 + 1);
+        ports
+    }
+
+    /// Adds the ports from `first` to before `end`.
+    #[expect(clippy::cast_possible_truncation, reason = "bounded by the number of ports from 1024")]
+    const fn add(&mut self, at: usize, first: u32, end: u32) {
+        let first = if first < Self::LOWEST as u32 { Self::LOWEST as u32 } else { first };
+        if end > first {
+            self.ranges[at] = PortRange { first: first as u16, count: (end - first) as u16 };
+            self.total += end - first;
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        self.total
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.total == 0
+    }
+
+    /// Whether a port, in host byte order, is one of them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(&self, port: u16) -> bool {
+        let [a, b, c] = self.ranges;
+        a.contains(port) || b.contains(port) || c.contains(port)
+    }
+
+    /// The port, in host byte order, for a random number that is uniform over `u32`; 0 if there are none.
+    #[must_use]
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "less than the number of ports")]
+    pub const fn choose(&self, random: u32) -> u16 {
+        let mut at = (random as u64 * self.total as u64 >> 32) as u16;
+        let [a, b, c] = self.ranges;
+        if at < a.count {
+            return a.first + at;
+        }
+        at = at.wrapping_sub(a.count);
+        if at < b.count {
+            return b.first + at;
+        }
+        at = at.wrapping_sub(b.count);
+        c.first.wrapping_add(at)
     }
 }
 
@@ -79,7 +223,51 @@ impl Timeouts {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, net::IpAddr};
+
     use super::*;
+
+    fn addr(text: &str) -> Addr {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn networks_contain_their_own_family_only() {
+        let v4 = Network::new(addr("10.244.7.9"), 16);
+        assert!(v4.contains(addr("10.244.0.0")) && v4.contains(addr("10.244.255.255")));
+        assert!(!v4.contains(addr("10.245.0.0")) && !v4.contains(addr("::a:f4:0:0")));
+        let v6 = Network::new(addr("fd00:10:244::"), 48);
+        assert!(v6.contains(addr("fd00:10:244:ffff::1")));
+        assert!(!v6.contains(addr("fd00:10:245::1")) && !v6.contains(addr("10.244.0.1")));
+        let all = Network::new(addr("0.0.0.0"), 0);
+        assert!(all.contains(addr("192.0.2.1")) && !all.contains(addr("2001:db8::1")));
+        assert!(!Network::NONE.contains(addr("255.255.255.255")));
+        assert!(!Network::NONE.contains(addr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")));
+    }
+
+    #[test]
+    fn source_ports_are_exactly_those_outside() {
+        for taken in [
+            [(32_768, 60_999), (30_000, 32_767)],
+            [(1024, 65_535), (30_000, 32_767)],
+            [(30_000, 32_767), (30_500, 31_000)],
+            [(1, 100), (65_000, 65_535)],
+            [(2_000, 3_000), (0, 0)],
+        ] {
+            let ports = SourcePorts::outside(taken);
+            let expected: BTreeSet<u16> = (1024..=u16::MAX)
+                .filter(|port| taken.iter().all(|&(first, last)| !(first..=last).contains(port)))
+                .collect();
+            let contained: BTreeSet<u16> = (0..=u16::MAX).filter(|&port| ports.contains(port)).collect();
+            assert_eq!(contained, expected, "{taken:?}");
+            assert_eq!(ports.len() as usize, expected.len());
+            assert_eq!(ports.is_empty(), expected.is_empty());
+            let total = u64::from(ports.len());
+            let chosen: BTreeSet<u16> =
+                (0..total).map(|n| ports.choose(((n << 32).div_ceil(total)) as u32)).collect();
+            assert_eq!(chosen, expected, "{taken:?}");
+        }
+    }
 
     #[test]
     fn every_state_but_void_has_a_timeout() {

@@ -8,7 +8,7 @@ pub enum DropReason {
     NoBackend = 0,
     /// The flow table is full, or the kernel had no memory for another entry.
     FlowTableFull = 1,
-    /// Another flow of the same client port already uses the chosen backend through another frontend.
+    /// Another flow between the same client port and backend port is in the way, and no other port helps.
     TupleCollision = 2,
     /// A frontend names a slot, or a slot a backend, that does not exist. Never anything but 0.
     BrokenTable = 3,
@@ -16,17 +16,32 @@ pub enum DropReason {
     RewriteFailed = 4,
     /// A policy keeps the service's traffic on this node, and none of its backends is here.
     NoLocalBackend = 5,
+    /// The client's address is in none of the service's source ranges.
+    NotInSourceRanges = 6,
+    /// The destination is a ClusterIP, but its Service has no such port or protocol.
+    UnknownPort = 7,
+    /// No source port was found that could tell this flow's answers from another's.
+    NoSourcePort = 8,
+    /// The device that the packet leaves by has no address to give it as its source.
+    NoSourceAddress = 9,
+    /// A fragment for a service whose first fragment has not been seen.
+    OrphanFragment = 10,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::NoBackend,
         Self::FlowTableFull,
         Self::TupleCollision,
         Self::BrokenTable,
         Self::RewriteFailed,
         Self::NoLocalBackend,
+        Self::NotInSourceRanges,
+        Self::UnknownPort,
+        Self::NoSourcePort,
+        Self::NoSourceAddress,
+        Self::OrphanFragment,
     ];
 
     /// The name used in output and metrics.
@@ -39,6 +54,11 @@ impl DropReason {
             Self::BrokenTable => "broken_table",
             Self::RewriteFailed => "rewrite_failed",
             Self::NoLocalBackend => "no_local_backend",
+            Self::NotInSourceRanges => "not_in_source_ranges",
+            Self::UnknownPort => "unknown_port",
+            Self::NoSourcePort => "no_source_port",
+            Self::NoSourceAddress => "no_source_address",
+            Self::OrphanFragment => "orphan_fragment",
         }
     }
 }

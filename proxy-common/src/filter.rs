@@ -20,12 +20,22 @@ impl AddressRoles {
     pub const FRONTEND: Self = Self(1);
     /// A service's traffic ends there: checked for sources at egress.
     pub const BACKEND: Self = Self(2);
+    /// It is this node's own: NodePorts are reached by it, and answers to rewritten sources come back to it. Checked for
+    /// destinations at ingress.
+    pub const NODE: Self = Self(4);
 
     /// Whether the address may have the role.
     #[must_use]
     #[inline(always)]
     pub const fn contains(self, role: Self) -> bool {
         self.0 & role.0 == role.0
+    }
+
+    /// Whether the address may have any of the roles.
+    #[must_use]
+    #[inline(always)]
+    pub const fn intersects(self, roles: Self) -> bool {
+        self.0 & roles.0 != 0
     }
 
     /// Both sets of roles.
@@ -37,7 +47,7 @@ impl AddressRoles {
 
 impl core::fmt::Debug for AddressRoles {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{:#04b}", self.0)
+        write!(f, "{:#05b}", self.0)
     }
 }
 

@@ -66,6 +66,29 @@ impl core::fmt::Debug for Direction {
     }
 }
 
+/// Facts about one direction of a flow, as bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct FlowFlags(pub u8);
+
+impl FlowFlags {
+    /// When packets of this direction leave the node, their source is rewritten to one of its own addresses.
+    pub const MASQUERADE: Self = Self(1);
+
+    /// Whether all bits of `other` are set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl core::fmt::Debug for FlowFlags {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(if self.contains(Self::MASQUERADE) { "masquerade" } else { "none" })
+    }
+}
+
 /// How far a flow has come. The names are netfilter's where the meaning is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
@@ -225,7 +248,8 @@ pub struct FlowEntry {
     pub backend: BackendId,
     /// Generation of that backend when it was chosen.
     pub generation: Generation,
-    /// The service port it came through.
+    /// The service port it came through; [`ServiceId::NONE`] in the entries that rewrite sources, whose packets other
+    /// entries count.
     pub service: ServiceId,
     /// When this direction last saw a packet.
     pub last_seen: Ticks,
@@ -235,8 +259,10 @@ pub struct FlowEntry {
     pub state: FlowState,
     /// Which direction this entry is.
     pub direction: Direction,
+    /// Facts about this direction.
+    pub flags: FlowFlags,
     /// Always zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 impl FlowEntry {

@@ -27,6 +27,11 @@ use crate::{
 #[repr(transparent)]
 pub struct ServiceId(pub u32);
 
+impl ServiceId {
+    /// No service port has this id.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
 /// What clients address; key of the frontend table. 20 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -48,6 +53,14 @@ impl FrontendKey {
     pub const fn new(end: Endpoint, protocol: Protocol) -> Self {
         Self { address: end.address, port: end.port, protocol, reserved: 0 }
     }
+
+    /// The NodePort that a packet to `end` addresses, if that address accepts NodePorts: one row serves all addresses of
+    /// a family, under its unspecified address.
+    #[must_use]
+    #[inline(always)]
+    pub const fn node_port(end: Endpoint, protocol: Protocol) -> Self {
+        Self { address: end.address.unspecified(), port: end.port, protocol, reserved: 0 }
+    }
 }
 
 /// What a frontend does beyond choosing a backend, as bits.
@@ -56,9 +69,23 @@ impl FrontendKey {
 pub struct FrontendFlags(pub u32);
 
 impl FrontendFlags {
-    /// Without backends in this frontend's set, drop without a word: a policy keeps traffic on this node, and the
-    /// backends are elsewhere (NOEP-04). Otherwise refuse.
+    /// If [`Frontend::slots`] is empty, drop without a word: a policy keeps traffic on this node, and the backends are
+    /// elsewhere (NOEP-04). Otherwise refuse.
     pub const DROP_WHEN_EMPTY: Self = Self(1);
+    /// The same for [`Frontend::outside`].
+    pub const DROP_OUTSIDE_WHEN_EMPTY: Self = Self(2);
+    /// Clients outside the cluster get [`Frontend::outside`]: `externalTrafficPolicy: Local` (DEC-20 to DEC-25).
+    pub const BY_ORIGIN: Self = Self(4);
+    /// Only sources within the service's ranges are admitted (LBSR).
+    pub const RESTRICTED: Self = Self(8);
+    /// Every client's source is rewritten: `masqueradeAll` (MASQ-01).
+    pub const MASQUERADE: Self = Self(16);
+    /// [`Frontend::slots`] is the set that keeps traffic on this node.
+    pub const LOCAL_SET: Self = Self(32);
+
+    /// Names by bit, lowest first.
+    const NAMES: [&'static str; 6] =
+        ["drop-when-empty", "drop-outside-when-empty", "by-origin", "restricted", "masquerade", "local-set"];
 
     /// Whether all bits of `other` are set.
     #[must_use]
@@ -66,46 +93,71 @@ impl FrontendFlags {
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The names of the bits that are set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES
+            .into_iter()
+            .enumerate()
+            .filter(move |(bit, _)| self.0 >> bit & 1 == 1)
+            .map(|(_, name)| name)
+    }
 }
 
 impl core::fmt::Debug for FrontendFlags {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(if self.contains(Self::DROP_WHEN_EMPTY) { "drop-when-empty" } else { "none" })
+        f.debug_set().entries(self.names()).finish()
     }
 }
 
-/// How to serve a frontend; value of the frontend table. 20 bytes.
-///
-/// One value, so one map write switches a service to a new set of backends: a packet sees the old set or the
-/// new one, never a mixture.
+/// A run of slots: the backends of one set. 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Frontend {
-    /// The service port, for counters, names and session affinity.
-    pub service: ServiceId,
-    /// First entry of this set in the slot table.
-    pub slot_base: u32,
-    /// Number of entries; 0 means that connections are refused, or dropped if the flags say so.
-    pub slot_count: u32,
-    /// How many seconds a client stays with its backend after its last new connection; 0 without session affinity.
-    pub affinity: u32,
-    /// The rest.
-    pub flags: FrontendFlags,
+pub struct SlotRun {
+    /// Its first slot.
+    pub base: u32,
+    /// How many slots it has; 0 without backends.
+    pub count: u32,
 }
 
-impl Frontend {
+impl SlotRun {
     /// The slot for a random number that is uniform over `u32`; `None` without backends.
     ///
     /// Multiplies instead of dividing (Lemire 2019): no modulo, and at most 2^-32 per backend of bias.
     #[must_use]
     #[inline(always)]
-    pub const fn choose(&self, random: u32) -> Option<u32> {
-        if self.slot_count == 0 {
+    pub const fn choose(self, random: u32) -> Option<u32> {
+        if self.count == 0 {
             return None;
         }
-        let offset = ((random as u64 * self.slot_count as u64) >> 32) as u32;
-        Some(self.slot_base.wrapping_add(offset))
+        let offset = ((random as u64 * self.count as u64) >> 32) as u32;
+        Some(self.base.wrapping_add(offset))
     }
+}
+
+/// How to serve a frontend; value of the frontend table. 28 bytes.
+///
+/// One value, so one map write switches a service to new sets of backends: a packet sees the old sets or the
+/// new ones, never a mixture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Frontend {
+    /// The service port, for counters, names, source ranges and session affinity.
+    pub service: ServiceId,
+    /// Everything that is yes or no.
+    pub flags: FrontendFlags,
+    /// How many seconds a client stays with its backend after its last new connection; 0 without session affinity.
+    pub affinity: u32,
+    /// The backends. Empty means that connections are refused, or dropped if the flags say so.
+    pub slots: SlotRun,
+    /// The backends for clients outside the cluster, if the flags set them apart.
+    pub outside: SlotRun,
 }
 
 #[cfg(test)]
@@ -114,11 +166,11 @@ mod tests {
 
     #[test]
     fn every_slot_is_chosen_and_none_outside_the_run() {
-        let frontend = Frontend { slot_base: 100, slot_count: 3, ..Frontend::default() };
+        let run = SlotRun { base: 100, count: 3 };
         let third = u32::MAX / 3;
-        assert_eq!(frontend.choose(0), Some(100));
-        assert_eq!(frontend.choose(third + 2), Some(101));
-        assert_eq!(frontend.choose(u32::MAX), Some(102));
-        assert_eq!(Frontend::default().choose(7), None);
+        assert_eq!(run.choose(0), Some(100));
+        assert_eq!(run.choose(third + 2), Some(101));
+        assert_eq!(run.choose(u32::MAX), Some(102));
+        assert_eq!(SlotRun::default().choose(7), None);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     backend::{Backend, BackendId},
     drop::DropReason,
     filter::AddressRoles,
-    flow::{Direction, FlowEntry, FlowState, TcpFlags},
+    flow::{Direction, FlowEntry, FlowFlags, FlowState, TcpFlags},
     frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
     time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
@@ -307,7 +307,7 @@ fn familiar<T: Tables>(tables: &T, frontend: &Frontend, key: &AffinityKey, now: 
     let Some(Affinity { backend: id, generation, last }) = tables.affinity(key) else {
         return Selection::NO_BACKEND;
     };
-    if frontend.slot_count == 0 || last.age(now).exceeds(tables.seconds(frontend.affinity)) {
+    if frontend.slots.count == 0 || last.age(now).exceeds(tables.seconds(frontend.affinity)) {
         return Selection::NO_BACKEND;
     }
     match tables.backend(id) {
@@ -319,7 +319,7 @@ fn familiar<T: Tables>(tables: &T, frontend: &Frontend, key: &AffinityKey, now: 
 /// Any backend of the frontend.
 #[inline(always)]
 fn draw<T: Tables>(tables: &T, frontend: &Frontend) -> Selection {
-    let Some(slot) = frontend.choose(tables.random()) else {
+    let Some(slot) = frontend.slots.choose(tables.random()) else {
         let silent = frontend.flags.contains(FrontendFlags::DROP_WHEN_EMPTY);
         return if silent { Selection::NO_LOCAL_BACKEND } else { Selection::NO_BACKEND };
     };
@@ -370,7 +370,8 @@ fn insert<T: Tables>(
         timeout: tables.timeout(state),
         state,
         direction: Direction::REPLY,
-        reserved: [0; 2],
+        flags: FlowFlags::default(),
+        reserved: 0,
     };
     // The way back first: once the request is on its way, its answer must find it.
     match tables.insert_flow(&reply, &entry, Insert::New) {

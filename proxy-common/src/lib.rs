@@ -13,17 +13,21 @@
 extern crate std;
 
 pub mod addr;
+pub mod addresses;
 pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod config;
 pub mod counters;
+pub mod device;
 pub mod drop;
 pub mod endian;
 pub mod filter;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod lb;
+pub mod ranges;
 pub mod tables;
 pub mod time;
 pub mod tuple;
@@ -32,4 +36,4 @@ pub mod tuple;
 ///
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
 /// agent never adopts maps which it would misread.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;

@@ -8,14 +8,19 @@ use core::{fmt::Debug, hash::Hash};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
+    addr::Addr,
+    addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
     config::NodeSettings,
     counters::ServiceCounters,
+    device::Device,
     drop::DropReason,
     filter::{FilterLine, LINES},
     flow::FlowEntry,
+    fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
+    ranges::SourceRange,
     tuple::FlowKey,
 };
 
@@ -31,6 +36,8 @@ pub enum TableKind {
     Hash,
     /// Hash table that forgets the entry used least recently when it is full.
     LruHash,
+    /// Trie of prefixes, the longest of which is found (`BPF_F_NO_PREALLOC`).
+    LpmTrie,
     /// Array: every index below the capacity exists.
     Array,
     /// Array with a value per CPU.
@@ -61,6 +68,58 @@ impl Table for Frontends {
     const NAME: &'static str = "FRONTENDS";
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 65_536;
+}
+
+/// Address -> what is known about it. Written by the agent; read for new flows and for packets that no frontend is
+/// there for. Absence: an address like any other.
+#[derive(Debug)]
+pub enum Addresses {}
+
+impl Table for Addresses {
+    type Key = Addr;
+    type Value = AddressFlags;
+    const NAME: &'static str = "ADDRESSES";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 32_768;
+}
+
+/// Range of sources that a service port admits. Written by the agent, read for new flows of restricted frontends.
+/// Absence: not admitted. The value says nothing.
+#[derive(Debug)]
+pub enum SourceRanges {}
+
+impl Table for SourceRanges {
+    type Key = SourceRange;
+    type Value = u32;
+    const NAME: &'static str = "SOURCE_RANGES";
+    const KIND: TableKind = TableKind::LpmTrie;
+    const CAPACITY: u32 = 65_536;
+}
+
+/// Number of a device (`ifindex`) -> the device. Written by the agent before the programs are attached to it, read for
+/// new flows.
+#[derive(Debug)]
+pub enum Devices {}
+
+impl Table for Devices {
+    type Key = u32;
+    type Value = Device;
+    const NAME: &'static str = "DEVICES";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 4_096;
+}
+
+/// Datagram at a hook -> its ports. Written when its first fragment is seen, read for the others. Absence: the first
+/// fragment has not been seen, or was forgotten.
+#[derive(Debug)]
+pub enum Fragments {}
+
+impl Table for Fragments {
+    type Key = FragmentKey;
+    type Value = Ports;
+    const NAME: &'static str = "FRAGMENTS";
+    const KIND: TableKind = TableKind::LruHash;
+    const CAPACITY: u32 = 8_192;
 }
 
 /// Slot -> backend id. Written by the agent, read for each new flow. A frontend owns a contiguous run.

@@ -14,6 +14,8 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     /// User Datagram Protocol.
     pub const UDP: Self = Self(17);
+    /// Stream Control Transmission Protocol.
+    pub const SCTP: Self = Self(132);
 
     /// The name that Kubernetes uses, or `None` for a protocol that Sluice does not balance.
     #[must_use]
@@ -21,6 +23,7 @@ impl Protocol {
         match self {
             Self::TCP => Some("TCP"),
             Self::UDP => Some("UDP"),
+            Self::SCTP => Some("SCTP"),
             _ => None,
         }
     }
