@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::{drop::DropReason, frontend::ServiceId};
+
 /// Traffic of one service port on one CPU. Bytes are frame bytes as the hook sees them; a segmentation-offload
 /// packet counts once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -34,5 +36,24 @@ impl ServiceCounters {
             reply_bytes: self.reply_bytes.wrapping_add(reply_bytes),
             drops: self.drops.wrapping_add(drops),
         }
+    }
+}
+
+/// Packets of one service port, dropped for one reason; key of the table of such drops. 8 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ServiceDrop {
+    /// The service port.
+    pub service: ServiceId,
+    /// Number of the reason.
+    pub reason: u32,
+}
+
+impl ServiceDrop {
+    /// Drops of `service` for `reason`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(service: ServiceId, reason: DropReason) -> Self {
+        Self { service, reason: reason as u32 }
     }
 }

@@ -40,6 +40,7 @@ impl AddressRoles {
 
     /// Both sets of roles.
     #[must_use]
+    #[inline(always)]
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }

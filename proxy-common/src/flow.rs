@@ -123,7 +123,7 @@ impl FlowState {
     #[must_use]
     #[inline(always)]
     pub fn initial(protocol: Protocol) -> Self {
-        if protocol == Protocol::TCP { Self::SYN_SENT } else { Self::UNREPLIED }
+        if protocol == Protocol::UDP { Self::UNREPLIED } else { Self::SYN_SENT }
     }
 
     /// Whether no backend has answered for good yet, so that the flow may still move to another one.

@@ -9,8 +9,16 @@ use crate::{addr::Addr, frontend::ServiceId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SourceRange {
-    /// Bits of what follows that must match: 32 of the id, then those of the address in its 16-byte form.
+    /// Bits of `data` that must match.
     pub prefix_length: u32,
+    /// What they are compared with.
+    pub data: SourceRangeData,
+}
+
+/// What a source range is compared with. 20 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SourceRangeData {
     /// The service port.
     pub service: ServiceId,
     /// First address of the range.
@@ -28,13 +36,15 @@ impl SourceRange {
     #[must_use]
     pub const fn new(service: ServiceId, network: Addr, length: u32) -> Self {
         let mapped = if network.is_v4() { Self::MAPPED_BITS } else { 0 };
-        Self { prefix_length: Self::SERVICE_BITS + mapped + length, service, address: network }
+        let data = SourceRangeData { service, address: network };
+        Self { prefix_length: Self::SERVICE_BITS + mapped + length, data }
     }
 
     /// What to look up to learn whether `source` is admitted.
     #[must_use]
     #[inline(always)]
     pub const fn of(service: ServiceId, source: Addr) -> Self {
-        Self { prefix_length: Self::SERVICE_BITS + Self::ADDRESS_BITS, service, address: source }
+        let data = SourceRangeData { service, address: source };
+        Self { prefix_length: Self::SERVICE_BITS + Self::ADDRESS_BITS, data }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
     config::NodeSettings,
-    counters::ServiceCounters,
+    counters::{ServiceCounters, ServiceDrop},
     device::Device,
     drop::DropReason,
     filter::{FilterLine, LINES},
@@ -236,4 +236,16 @@ impl Table for Drops {
     const KIND: TableKind = TableKind::PerCpuArray;
     #[expect(clippy::cast_possible_truncation, reason = "a handful of reasons")]
     const CAPACITY: u32 = DropReason::ALL.len() as u32;
+}
+
+/// Service port and drop reason -> packets. Written by the datapath, read by the agent. Absence: none were dropped.
+#[derive(Debug)]
+pub enum ServiceDrops {}
+
+impl Table for ServiceDrops {
+    type Key = ServiceDrop;
+    type Value = u64;
+    const NAME: &'static str = "SERVICE_DROPS";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 65_536;
 }

@@ -1,0 +1,236 @@
+//! Which backend a new flow goes to: the service, who may use it, the set for this client, one of the set.
+
+use crate::{
+    addr::Addr,
+    addresses::AddressFlags,
+    affinity::{Affinity, AffinityKey},
+    backend::{BackendFlags, BackendId},
+    config::NodeSettings,
+    device::DeviceFlags,
+    drop::DropReason,
+    filter::AddressRoles,
+    frontend::{Frontend, FrontendFlags, FrontendKey, SlotRun},
+    time::Ticks,
+    tuple::{FlowKey, Protocol},
+};
+
+use super::{Packet, Tables, Verdict};
+
+/// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
+/// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
+/// largest numbers are no backend ids, and what is above [`Selection::MASQUERADE`] is none either.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Selection(u32);
+
+impl Selection {
+    /// The frontend wants every client's source rewritten.
+    const MASQUERADE: u32 = 1 << 30;
+    /// The packet is not for a service.
+    const NOT_OURS: Self = Self(u32::MAX);
+    const NO_BACKEND: Self = Self(u32::MAX - 1);
+    const NO_LOCAL_BACKEND: Self = Self(u32::MAX - 2);
+    const BROKEN_TABLE: Self = Self(u32::MAX - 3);
+    const NOT_IN_SOURCE_RANGES: Self = Self(u32::MAX - 4);
+    const UNKNOWN_PORT: Self = Self(u32::MAX - 5);
+
+    #[inline(always)]
+    const fn is_backend(self) -> bool {
+        self.0 < Self::UNKNOWN_PORT.0
+    }
+
+    /// The backend, if there is one.
+    #[inline(always)]
+    pub(super) const fn backend(self) -> BackendId {
+        BackendId(self.0 & !Self::MASQUERADE)
+    }
+
+    /// Whether the source is to be rewritten, whoever the client is.
+    #[inline(always)]
+    pub(super) const fn masquerades(self) -> bool {
+        self.0 & Self::MASQUERADE != 0
+    }
+
+    /// What becomes of the packet if there is no backend. Nobody answers a sender that is not one host.
+    #[inline(always)]
+    pub(super) fn refusal(self, sender: Addr) -> Option<Verdict> {
+        let reason = match self {
+            Self::NOT_OURS => return Some(Verdict::Pass),
+            Self::NO_BACKEND => DropReason::NoBackend,
+            Self::UNKNOWN_PORT => DropReason::UnknownPort,
+            Self::NO_LOCAL_BACKEND => return Some(Verdict::Drop(DropReason::NoLocalBackend)),
+            Self::NOT_IN_SOURCE_RANGES => return Some(Verdict::Drop(DropReason::NotInSourceRanges)),
+            Self::BROKEN_TABLE => return Some(Verdict::Drop(DropReason::BrokenTable)),
+            Self(_) => return None,
+        };
+        Some(if sender.is_unicast() { Verdict::Refuse(reason) } else { Verdict::Drop(reason) })
+    }
+
+    /// Why there is no backend, if that counts as a drop of the service.
+    #[inline(always)]
+    const fn reason(self) -> DropReason {
+        match self {
+            Self::NO_BACKEND => DropReason::NoBackend,
+            Self::NO_LOCAL_BACKEND => DropReason::NoLocalBackend,
+            Self::NOT_IN_SOURCE_RANGES => DropReason::NotInSourceRanges,
+            _ => DropReason::BrokenTable,
+        }
+    }
+}
+
+/// Finds the service that a packet is for, and a backend of it.
+#[inline(never)]
+pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
+    let key = &packet.key;
+    // A packet from the middle of a connection that is not known here belongs to somebody else: to netfilter, if
+    // kube-proxy translated it before the switch-over.
+    if key.protocol != Protocol::UDP && !packet.flags.opens() {
+        return Selection::NOT_OURS;
+    }
+    let Some(frontend) = find(tables, key) else {
+        return if is_unknown_port(tables, key.destination) {
+            Selection::UNKNOWN_PORT
+        } else {
+            Selection::NOT_OURS
+        };
+    };
+    let chosen = admit(tables, packet, &frontend);
+    if !chosen.is_backend() {
+        tables.count_drop(frontend.service, chosen.reason());
+    } else if frontend.flags.contains(FrontendFlags::MASQUERADE) {
+        return Selection(chosen.0 | Selection::MASQUERADE);
+    }
+    chosen
+}
+
+/// The frontend that a packet addresses: its exact destination, else a NodePort (NP-02).
+#[inline(always)]
+fn find<T: Tables>(tables: &T, key: &FlowKey) -> Option<Frontend> {
+    let roles = tables.roles(key.destination);
+    let end = key.destination_end();
+    if roles.contains(AddressRoles::FRONTEND)
+        && let Some(frontend) = tables.frontend(&FrontendKey::new(end, key.protocol))
+    {
+        return Some(frontend);
+    }
+    if !roles.contains(AddressRoles::NODE) {
+        return None;
+    }
+    // Most of what reaches the node's own addresses is for the node; the port tells that before the address does.
+    let frontend = tables.frontend(&FrontendKey::node_port(end, key.protocol))?;
+    tables.address(key.destination).contains(AddressFlags::NODE_PORTS).then_some(frontend)
+}
+
+/// Whether a packet that no frontend is there for goes to a ClusterIP all the same, so that nobody can answer it
+/// (CIP-03, in nftables mode).
+#[inline(always)]
+pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: Addr) -> bool {
+    tables.roles(destination).contains(AddressRoles::FRONTEND)
+        && tables.address(destination).contains(AddressFlags::CLUSTER_IP)
+}
+
+/// A backend for a client that the frontend admits: source ranges come first (LBSR-06, LBSR-08 as nftables mode has it).
+#[inline(always)]
+fn admit<T: Tables>(tables: &T, packet: &Packet, frontend: &Frontend) -> Selection {
+    let client = packet.key.source;
+    if frontend.flags.contains(FrontendFlags::RESTRICTED) && !tables.admits(frontend.service, client) {
+        return Selection::NOT_IN_SOURCE_RANGES;
+    }
+    let set = if frontend.flags.contains(FrontendFlags::BY_ORIGIN) && !is_inside(tables, packet) {
+        Set {
+            run: frontend.outside,
+            member: BackendFlags::LOCAL_SET,
+            silent: FrontendFlags::DROP_OUTSIDE_WHEN_EMPTY,
+        }
+    } else {
+        let local = frontend.flags.contains(FrontendFlags::LOCAL_SET);
+        let member = if local { BackendFlags::LOCAL_SET } else { BackendFlags::CLUSTER_SET };
+        Set { run: frontend.slots, member, silent: FrontendFlags::DROP_WHEN_EMPTY }
+    };
+    choose(tables, frontend, &set, client)
+}
+
+/// Whether the client counts as inside the cluster: as a pod, if there is a way to tell, or as the node itself
+/// (DEC-20, DEC-21, DLOC).
+#[inline(always)]
+fn is_inside<T: Tables>(tables: &T, packet: &Packet) -> bool {
+    let client = packet.key.source;
+    let in_networks =
+        |settings: &NodeSettings| settings.pod_networks.iter().any(|network| network.contains(client));
+    tables.settings().is_some_and(in_networks)
+        || tables.device(packet.device).is_some_and(|device| device.flags.contains(DeviceFlags::POD_TRAFFIC))
+        || tables.address(client).contains(AddressFlags::NODE)
+}
+
+/// The backends that a client may reach.
+struct Set {
+    run: SlotRun,
+    /// How its members are marked.
+    member: BackendFlags,
+    /// What the frontend says if it is empty and packets are to be dropped without a word.
+    silent: FrontendFlags,
+}
+
+/// The backend that the client is used to, or else any of the set, each with the same probability (LBAL-01).
+#[inline(always)]
+fn choose<T: Tables>(tables: &T, frontend: &Frontend, set: &Set, client: Addr) -> Selection {
+    if frontend.affinity == 0 {
+        return draw(tables, frontend, set);
+    }
+    let key = AffinityKey { client, service: frontend.service };
+    let now = tables.now();
+    let mut chosen = familiar(tables, frontend, set, &key, now);
+    if !chosen.is_backend() {
+        chosen = draw(tables, frontend, set);
+    }
+    // Every new connection starts the time anew, packets of old ones do not (AFF-05).
+    if let Some(backend) = tables.backend(chosen.backend())
+        && chosen.is_backend()
+    {
+        let mapping = Affinity { backend: chosen.backend(), generation: backend.generation, last: now };
+        tables.set_affinity(&key, &mapping);
+    }
+    chosen
+}
+
+/// The backend of the client's last connection, while it is in the set and the client has not been away too long
+/// (AFF-06).
+#[inline(always)]
+fn familiar<T: Tables>(
+    tables: &T,
+    frontend: &Frontend,
+    set: &Set,
+    key: &AffinityKey,
+    now: Ticks,
+) -> Selection {
+    let Some(Affinity { backend: id, generation, last }) = tables.affinity(key) else {
+        return Selection::NO_BACKEND;
+    };
+    if set.run.count == 0 || last.age(now).exceeds(tables.seconds(frontend.affinity)) {
+        return Selection::NO_BACKEND;
+    }
+    match tables.backend(id) {
+        Some(backend)
+            if backend.serves(generation)
+                && backend.flags.contains(set.member)
+                && backend.service == key.service =>
+        {
+            Selection(id.0)
+        }
+        _ => Selection::NO_BACKEND,
+    }
+}
+
+/// Any backend of the set.
+#[inline(always)]
+fn draw<T: Tables>(tables: &T, frontend: &Frontend, set: &Set) -> Selection {
+    let Some(slot) = set.run.choose(tables.random()) else {
+        let silent = frontend.flags.contains(set.silent);
+        return if silent { Selection::NO_LOCAL_BACKEND } else { Selection::NO_BACKEND };
+    };
+    // The kernel may recycle a frontend's value while it is copied; what does not fit together is not used.
+    let backend = tables.slot(slot).and_then(|id| Some((id, tables.backend(id)?)));
+    match backend {
+        Some((id, backend)) if backend.service == frontend.service => Selection(id.0),
+        _ => Selection::BROKEN_TABLE,
+    }
+}

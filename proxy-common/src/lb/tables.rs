@@ -1,0 +1,107 @@
+//! What the decision needs from its surroundings.
+
+use crate::{
+    addr::Addr,
+    addresses::AddressFlags,
+    affinity::{Affinity, AffinityKey},
+    backend::{Backend, BackendId},
+    config::NodeSettings,
+    device::Device,
+    drop::DropReason,
+    filter::AddressRoles,
+    flow::{Direction, FlowEntry, FlowState},
+    frontend::{Frontend, FrontendKey, ServiceId},
+    time::Ticks,
+    tuple::FlowKey,
+};
+
+/// An entry of the flow table, where it lies.
+pub trait FlowRef: Copy {
+    /// A copy of the entry.
+    fn load(&self) -> FlowEntry;
+    /// Key of the other direction. This and the next two spare the stack a copy of the rest.
+    fn peer(&self) -> FlowKey;
+    /// How far the flow has come.
+    fn state(&self) -> FlowState;
+    /// Whether this direction has been silent for too long.
+    fn is_idle(&self, now: Ticks) -> bool;
+    /// Records that this direction saw a packet.
+    fn touch(&self, now: Ticks);
+    /// Records a new state of the flow.
+    fn enter(&self, state: FlowState, timeout: Ticks);
+}
+
+/// Why a flow could not be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// There is an entry with this key, and it was not to be replaced.
+    Exists,
+    /// No room.
+    Full,
+}
+
+/// Whether an insertion may replace what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// Only if the key is free.
+    New,
+    /// In any case.
+    Replace,
+}
+
+/// The tables, the clock and the dice, as the decision needs them.
+pub trait Tables {
+    /// A flow entry in place.
+    type Flow<'a>: FlowRef
+    where
+        Self: 'a;
+
+    /// The time.
+    fn now(&self) -> Ticks;
+    /// A random number, uniform over `u32`.
+    fn random(&self) -> u32;
+    /// The settings, which are there before the first packet.
+    fn settings(&self) -> Option<&NodeSettings>;
+    /// Roles that an address may have.
+    fn roles(&self, address: Addr) -> AddressRoles;
+    /// What is known about an address.
+    fn address(&self, address: Addr) -> AddressFlags;
+    /// A device by its number.
+    fn device(&self, ifindex: u32) -> Option<Device>;
+    /// The flow entry of a tuple.
+    fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
+    /// Writes a flow entry.
+    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError>;
+    /// Removes a flow entry, if it is there.
+    fn remove_flow(&self, key: &FlowKey);
+    /// The service at an address and port.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+    /// Whether the source ranges of a service port admit an address.
+    fn admits(&self, service: ServiceId, source: Addr) -> bool;
+    /// The backend in a slot.
+    fn slot(&self, index: u32) -> Option<BackendId>;
+    /// The mapping of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Writes the mapping of a client. A full table forgets another one.
+    fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
+    /// A backend by its id.
+    fn backend(&self, id: BackendId) -> Option<Backend>;
+    /// Counts a flow that was given a backend.
+    fn count_connection(&self, service: ServiceId);
+    /// Counts a packet of a service.
+    fn count_packet(&self, service: ServiceId, direction: Direction, bytes: u32);
+    /// Counts a dropped packet of a service.
+    fn count_drop(&self, service: ServiceId, reason: DropReason);
+
+    /// How long a flow may stay silent in a state.
+    #[inline(always)]
+    fn timeout(&self, state: FlowState) -> Ticks {
+        self.settings().map_or(Ticks::default(), |settings| settings.timeouts.of(state))
+    }
+
+    /// A duration of so many seconds in ticks.
+    #[inline(always)]
+    fn seconds(&self, seconds: u32) -> Ticks {
+        self.settings().map_or(Ticks::default(), |settings| settings.ticks(seconds))
+    }
+}
