@@ -36,6 +36,13 @@ impl ChecksumDiff {
 }
 
 impl ChecksumDiff {
+    /// The change when a port changes too.
+    #[inline(always)]
+    pub const fn with_port(self, old: Be16, new: Be16) -> Self {
+        let ports = !old.raw() as u64 + new.raw() as u64;
+        Self { pseudo: self.pseudo, payload: fold32(self.payload as u64 + ports) }
+    }
+
     /// Both parts together: the change of a sum that covers address and port alike, such as ICMP's over a quoted packet.
     #[must_use]
     #[inline(always)]

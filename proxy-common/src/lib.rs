@@ -19,6 +19,7 @@ pub mod backend;
 pub mod checksum;
 pub mod config;
 pub mod counters;
+pub mod crc32c;
 pub mod device;
 pub mod drop;
 pub mod endian;

@@ -34,6 +34,8 @@ impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> MapBytes for T {}
 pub enum TableKind {
     /// Hash table with memory taken as entries come (`BPF_F_NO_PREALLOC`).
     Hash,
+    /// The same with a value per CPU.
+    PerCpuHash,
     /// Hash table that forgets the entry used least recently when it is full.
     LruHash,
     /// Trie of prefixes, the longest of which is found (`BPF_F_NO_PREALLOC`).
@@ -246,6 +248,6 @@ impl Table for ServiceDrops {
     type Key = ServiceDrop;
     type Value = u64;
     const NAME: &'static str = "SERVICE_DROPS";
-    const KIND: TableKind = TableKind::Hash;
+    const KIND: TableKind = TableKind::PerCpuHash;
     const CAPACITY: u32 = 65_536;
 }

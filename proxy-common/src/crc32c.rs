@@ -1,0 +1,92 @@
+//! CRC32c (RFC 9260 appendix A), SCTP's checksum: how it changes when a few bytes do.
+//!
+//! It covers the whole packet, and nothing of the network header, so a new address leaves it alone and a new port does
+//! not. CRCs are linear: the change of the CRC is the CRC of the change, and what follows the changed bytes is zero there.
+//! Behind `n` zero bytes a CRC is multiplied by x^8n modulo the polynomial, which takes as many multiplications as `n` has
+//! bits.
+
+/// The polynomial, lowest power in the highest bit.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+/// Bits of the longest packet's length.
+const LENGTH_BITS: usize = 16;
+
+/// x^(8 * 2^k), by k.
+const POWERS: [u32; LENGTH_BITS] = {
+    let mut powers = [0; LENGTH_BITS];
+    // x^8: bit 31 is x^0.
+    let mut power = 1 << 23;
+    let mut at = 0;
+    while at < LENGTH_BITS {
+        powers[at] = power;
+        power = multiply(power, power);
+        at += 1;
+    }
+    powers
+};
+
+/// The product of two polynomials modulo [`POLYNOMIAL`]. Without branches: a verifier would follow them all.
+#[inline(always)]
+const fn multiply(a: u32, b: u32) -> u32 {
+    let mut product = 0;
+    let mut shifted = b;
+    let mut bit = 0;
+    while bit < 32 {
+        product ^= shifted & 0u32.wrapping_sub(a >> (31 - bit) & 1);
+        shifted = shifted >> 1 ^ POLYNOMIAL & 0u32.wrapping_sub(shifted & 1);
+        bit += 1;
+    }
+    product
+}
+
+/// What to XOR into a packet's CRC, a number as in [`u32::from_le_bytes`] of the field, when four bytes of it change.
+/// `changed` is the XOR of old and new, likewise little-endian, and `behind` how many bytes follow them, less than 2^16.
+#[must_use]
+#[inline(never)]
+pub const fn change(changed: u32, behind: u32) -> u32 {
+    // Four bytes through an empty register come out multiplied by x^32.
+    let mut crc = multiply(changed, POWERS[2]);
+    let mut bit = 0;
+    while bit < LENGTH_BITS {
+        let multiplied = multiply(crc, POWERS[bit]);
+        let taken = 0u32.wrapping_sub(behind >> bit & 1);
+        crc = multiplied & taken | crc & !taken;
+        bit += 1;
+    }
+    crc
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// By definition, bit by bit.
+    fn naive(bytes: &[u8]) -> u32 {
+        let mut crc = u32::MAX;
+        for byte in bytes {
+            crc ^= u32::from(*byte);
+            for _ in 0..8 {
+                crc = if crc & 1 == 1 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
+            }
+        }
+        !crc
+    }
+
+    #[test]
+    fn the_definition_gives_the_published_check_value() {
+        assert_eq!(naive(b"123456789"), 0xe306_9283);
+    }
+
+    proptest! {
+        #[test]
+        fn the_change_is_that_of_computing_anew(before: Vec<u8>, old: [u8; 4], new: [u8; 4], behind: Vec<u8>) {
+            let packet = |word: [u8; 4]| [&before[..], &word, &behind].concat();
+            let changed = u32::from_le_bytes(old) ^ u32::from_le_bytes(new);
+            let expected = naive(&packet(old)) ^ naive(&packet(new));
+            prop_assert_eq!(change(changed, u32::try_from(behind.len()).unwrap()), expected);
+        }
+    }
+}
