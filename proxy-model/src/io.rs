@@ -2,7 +2,7 @@
 
 use proxy_common::{
     frontend::ServiceId,
-    tables::{AddressFilter, Backends, Frontends, ServiceNames, Slots, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
 };
 
 /// What all tables of one kernel have in common.
@@ -28,7 +28,7 @@ pub trait TableIo<T: Table>: Io {
     fn put(&mut self, key: &T::Key, value: &T::Value) -> Result<(), Self::Error>;
 }
 
-/// A hash table: entries can also go away, which those of an array cannot.
+/// A hash table or a trie: entries can also go away, which those of an array cannot.
 pub trait HashTableIo<T: Table>: TableIo<T> {
     /// Deletes an entry. An entry that is not there counts as deleted.
     ///
@@ -45,6 +45,8 @@ pub trait TablesIo:
     + TableIo<Slots>
     + HashTableIo<Frontends>
     + HashTableIo<ServiceNames>
+    + HashTableIo<Addresses>
+    + HashTableIo<SourceRanges>
 {
 }
 
@@ -54,5 +56,7 @@ impl<I> TablesIo for I where
         + TableIo<Slots>
         + HashTableIo<Frontends>
         + HashTableIo<ServiceNames>
+        + HashTableIo<Addresses>
+        + HashTableIo<SourceRanges>
 {
 }

@@ -8,7 +8,9 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod addresses;
 mod change;
+mod cidr;
 mod claims;
 mod delta;
 mod endpoint;
@@ -19,6 +21,7 @@ mod io;
 mod model;
 mod name;
 mod node;
+mod options;
 mod policy;
 mod programmed;
 mod restore;
@@ -29,8 +32,10 @@ mod tables;
 mod topology;
 
 pub use change::{Change, Event, ObjectName};
+pub use cidr::{Cidr, ParseCidrError};
 pub use error::{CommitError, Kind, Misfit, ObjectError, PlanError};
 pub use io::{HashTableIo, Io, TableIo, TablesIo};
 pub use model::{Counts, Model, Problem};
 pub use name::{Family, ParseNameError, ServicePortName, Transport};
+pub use options::{DetectLocal, NodePortAddresses, Options, ParseOptionError};
 pub use restore::{Capacities, Restored};

@@ -3,21 +3,26 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
+    net::IpAddr,
     time::Duration,
 };
 
 use proxy_common::{
+    config::Network,
     filter::{AddressRoles, FilterPosition},
     frontend::FrontendKey,
     tables::{AddressFilter, Table},
 };
 
 use crate::{
+    address::unusable,
     change::{Change, ObjectName},
     claims::{Claims, of_service},
     error::{CommitError, Misfit, ObjectError, PlanError},
     io::{TableIo, TablesIo},
-    name::ServicePortName,
+    name::{Family, ServicePortName},
+    node::ThisNode,
+    options::{DetectLocal, Options},
     programmed::{Counters, Programmed, Progress},
     restore::{Adopted, Capacities, Leftovers, Restored, adopt},
     select::{Target, choose},
@@ -32,7 +37,10 @@ use crate::{
 /// work in proportion to what changed. Times are monotonic, from any origin, and never go back.
 #[derive(Debug)]
 pub struct Model {
+    options: Options,
     state: State,
+    /// What the node's interfaces have, as far as it matters; `None` until somebody says so.
+    node_addresses: Option<BTreeSet<IpAddr>>,
     tables: Tables,
     claims: Claims,
     programmed: BTreeMap<ServicePortName, Programmed>,
@@ -44,6 +52,8 @@ pub struct Model {
     unfit: BTreeSet<ObjectName>,
     /// What an earlier run of the agent left and nobody claimed.
     leftovers: Leftovers,
+    /// Whether the node's addresses have changed since the last plan.
+    readdressed: bool,
     stage: Stage,
 }
 
@@ -79,18 +89,20 @@ pub enum Problem {
 }
 
 impl Model {
-    /// A model for the node called `node_name`, which goes on from what the kernel has.
+    /// A model that goes on from what the kernel has.
     #[must_use]
-    pub fn new(node_name: &str, restored: Restored) -> Self {
-        Self::with_capacities(node_name, restored, Capacities::default())
+    pub fn new(options: Options, restored: Restored) -> Self {
+        Self::with_capacities(options, restored, Capacities::default())
     }
 
     /// The same for tables that do not have their default capacities.
     #[must_use]
-    pub fn with_capacities(node_name: &str, restored: Restored, capacities: Capacities) -> Self {
+    pub fn with_capacities(options: Options, restored: Restored, capacities: Capacities) -> Self {
         let Adopted { tables, programmed, leftovers } = adopt(restored, capacities);
         Self {
-            state: State::new(node_name),
+            state: State::new(ThisNode::new(&options.node_name, options.bind_address)),
+            options,
+            node_addresses: None,
             tables,
             claims: Claims::default(),
             programmed,
@@ -98,6 +110,7 @@ impl Model {
             problems: BTreeMap::new(),
             unfit: BTreeSet::new(),
             leftovers,
+            readdressed: false,
             stage: Stage::Waiting,
         }
     }
@@ -105,6 +118,34 @@ impl Model {
     /// Takes note of a change. Returns what is newly wrong with the objects.
     pub fn apply(&mut self, change: Change) -> Vec<ObjectError> {
         self.state.apply(change)
+    }
+
+    /// The node's interfaces have these addresses now. Until this is called for the first time, what an earlier run
+    /// wrote about the node's addresses stays as it is. Loopback addresses are never met on the packet path (NP-11), so
+    /// they are ignored.
+    pub fn set_node_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let addresses = addresses.into_iter().map(|ip| ip.to_canonical());
+        let usable = Some(addresses.filter(|ip| unusable(*ip).is_none()).collect());
+        if self.node_addresses != usable {
+            self.node_addresses = usable;
+            self.readdressed = true;
+        }
+    }
+
+    /// Whose sources are pods, if they are told by their address; for the datapath's settings. May be another after
+    /// every [`Model::apply`] (DLOC-01, DLOC-02).
+    ///
+    /// Where kube-proxy exits when the Node gets other pod networks, this follows them.
+    #[must_use]
+    pub fn pod_networks(&self) -> [Network; 2] {
+        let of = |family| match &self.options.detect_local {
+            DetectLocal::ClusterCidr(networks) => {
+                networks.iter().find(|network| network.family() == family).copied()
+            }
+            DetectLocal::NodeCidr => self.state.node().pod_network(family),
+            DetectLocal::Off | DetectLocal::ByDevice => None,
+        };
+        Family::ALL.map(|family| of(family).map_or(Network::NONE, |network| network.network()))
     }
 
     /// Whether the Services and the EndpointSlices have been listed once (SYNC-01). Before that, plans are empty and
@@ -133,7 +174,10 @@ impl Model {
         while let Some(service) = dirty.pop_first() {
             self.plan_service(&service, now, &mut dirty, &mut news);
         }
+        self.plan_node(now);
         if self.stage == Stage::Waiting {
+            let Tables { addresses, filter, .. } = &mut self.tables;
+            addresses.collect(filter, now);
             self.leftovers.collect(&mut self.tables, &self.programmed, now);
             self.stage = Stage::Running;
         }
@@ -186,6 +230,9 @@ impl Model {
         if !failed {
             errors.extend(leftovers.retire(now, tables, io).map_err(|failure| failure.of(None)).err());
         }
+        for address in tables.addresses.pending() {
+            errors.extend(tables.write_address(address, now, io).map_err(|failure| failure.of(None)).err());
+        }
         for (number, line) in tables.filter.all_pending() {
             match TableIo::<AddressFilter>::put(io, &number, &line) {
                 Ok(()) => tables.filter.confirm(number),
@@ -201,7 +248,9 @@ impl Model {
     pub fn is_unfinished(&self) -> bool {
         self.is_synced()
             && (self.state.is_dirty()
+                || self.readdressed
                 || self.stage == Stage::Waiting
+                || self.tables.addresses.is_pending()
                 || !self.pending.is_empty()
                 || !self.unfit.is_empty()
                 || !self.leftovers.is_empty()
@@ -239,6 +288,17 @@ impl Model {
             reasons.iter().map(|reason| PlanError { port: port.clone(), reason: reason.clone() })
         });
         objects.chain(ports.map(Problem::Plan))
+    }
+
+    /// Works out what the address table should say about the node.
+    fn plan_node(&mut self, now: Duration) {
+        let readdressed = mem::take(&mut self.readdressed) | self.state.take_node_addresses_changed();
+        let Some(node_addresses) = self.node_addresses.as_ref().filter(|_| readdressed) else {
+            return;
+        };
+        let Tables { addresses, filter, .. } = &mut self.tables;
+        let rows = addresses.of_node(node_addresses, &self.options.node_port_addresses, self.state.node());
+        addresses.set_node(rows, filter, now);
     }
 
     /// Enters the claims of all ports of a Service. Returns the Services that lost or gained a frontend by it.

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, mem, time::Duration};
 use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::AddressRoles,
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     tables::{ServiceTraffic, Table},
 };
 
@@ -121,8 +121,8 @@ impl Programmed {
         self.change_run(run, tables);
         let value = Frontend {
             service: self.id,
-            slot_base: run.base,
-            slot_count: run.len,
+            slots: SlotRun { base: run.base, count: run.len },
+            outside: SlotRun::default(),
             affinity: target.affinity.seconds(),
             flags: target.flags,
         };
@@ -226,7 +226,7 @@ impl Programmed {
     ) -> Result<Progress, Failure<I::Error>> {
         let led_by = |key: &FrontendKey| tables.frontends.actual(key).filter(|row| row.service == self.id);
         let present = |row: &Frontend| {
-            Run { base: row.slot_base, len: row.slot_count } == self.run.unwrap_or(Run::EMPTY)
+            Run { base: row.slots.base, len: row.slots.count } == self.run.unwrap_or(Run::EMPTY)
         };
         if self.dropped.iter().any(|key| led_by(key).is_some())
             || self.keys.iter().filter_map(led_by).any(|row| !present(row))

@@ -7,15 +7,19 @@ use std::{
 };
 
 use proxy_common::{
+    addr::Addr,
+    addresses::AddressFlags,
     backend::{Backend, BackendFlags, BackendId},
     filter::{AddressRoles, FilterLine},
     frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{AddressFilter, Backends, ServiceNames, Slots, Table},
+    ranges::SourceRange,
+    tables::{AddressFilter, Backends, ServiceNames, Slots, SourceRanges, Table},
     tuple::Endpoint,
 };
 
 use crate::{
     address::BackendAddress,
+    addresses::AddressBook,
     delta::Delta,
     filter::Filter,
     ids::{Ids, Run, Space},
@@ -32,12 +36,16 @@ use crate::{
 pub struct Restored {
     /// All frontends.
     pub frontends: Vec<(FrontendKey, Frontend)>,
-    /// At least the slots that `frontends` refer to.
+    /// At least the slots that both runs of `frontends` refer to.
     pub slots: Vec<(u32, BackendId)>,
     /// All backends that are not entirely zero, live or not: the others tell which generations were used.
     pub backends: Vec<(BackendId, Backend)>,
     /// All service names.
     pub names: Vec<(ServiceId, <ServiceNames as Table>::Value)>,
+    /// All addresses that something is known about.
+    pub addresses: Vec<(Addr, AddressFlags)>,
+    /// All source ranges.
+    pub source_ranges: Vec<(SourceRange, <SourceRanges as Table>::Value)>,
     /// At least the filter lines that are not entirely zero.
     pub filter: Vec<(u32, FilterLine)>,
 }
@@ -81,9 +89,10 @@ pub(crate) struct Leftovers {
 /// Goes on from what was restored: the same names get the same ids, their live backends keep theirs, and frontends
 /// that lead to a complete run of them keep the run.
 pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
-    let Restored { mut frontends, slots, backends, names, filter } = restored;
+    let Restored { mut frontends, slots, backends, names, addresses, source_ranges, filter } = restored;
     // In an order of their own, so that of two rows that exclude each other the same one wins every time.
     frontends.sort_by_key(|(key, _)| order(key));
+    let mut filter = Filter::restored(within(filter.into_iter(), AddressFilter::CAPACITY).collect());
     let tables = Tables {
         backends: Delta::restored(within(
             backends.into_iter().map(|(id, row)| (id.0, row)),
@@ -92,7 +101,9 @@ pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
         slots: Delta::restored(within(slots.into_iter(), capacities.slots)),
         frontends: Delta::restored(frontends.iter().copied()),
         names: Delta::restored(names.iter().copied()),
-        filter: Filter::restored(within(filter.into_iter(), AddressFilter::CAPACITY).collect()),
+        ranges: Delta::restored(source_ranges),
+        addresses: AddressBook::restored(addresses, &mut filter),
+        filter,
         service_ids: Ids::new(capacities.services),
         backend_ids: Ids::new(capacities.backends),
         slot_space: Space::new(capacities.slots),
@@ -166,8 +177,11 @@ impl Adopted {
             Some(owner) => owner.keys.push(key),
             None => leftovers.services.extend(tables.service_ids.claim(row.service)),
         }
-        let run =
-            if row.slot_count == 0 { Run::EMPTY } else { Run { base: row.slot_base, len: row.slot_count } };
+        let run = if row.slots.count == 0 {
+            Run::EMPTY
+        } else {
+            Run { base: row.slots.base, len: row.slots.count }
+        };
         if owner.as_ref().is_some_and(|owner| owner.run == Some(run)) {
             return;
         }

@@ -148,7 +148,7 @@ mod tests {
 
     /// A node in `zone-a`.
     fn node() -> ThisNode {
-        let mut this = ThisNode::new("node-a");
+        let mut this = ThisNode::new("node-a", None);
         let labels = json!({ "topology.kubernetes.io/zone": "zone-a" });
         let node: Node =
             serde_json::from_value(json!({ "metadata": { "name": "node-a", "labels": labels } })).unwrap();

@@ -31,6 +31,8 @@ pub(crate) struct State {
     problems: BTreeMap<(Kind, ObjectName), Vec<ObjectError>>,
     /// Services whose ports or slices changed since [`State::take_dirty`].
     dirty: BTreeSet<ObjectName>,
+    /// Whether this node's addresses changed since [`State::take_node_addresses_changed`].
+    node_addresses_changed: bool,
     listed: BTreeSet<Kind>,
 }
 
@@ -55,14 +57,15 @@ trait Object {
 }
 
 impl State {
-    pub(crate) fn new(node_name: &str) -> Self {
+    pub(crate) fn new(node: ThisNode) -> Self {
         Self {
-            node: ThisNode::new(node_name),
+            node,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             owners: HashMap::new(),
             problems: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            node_addresses_changed: false,
             listed: BTreeSet::new(),
         }
     }
@@ -73,10 +76,12 @@ impl State {
             Change::Service(event) => self.take_in(event),
             Change::EndpointSlice(event) => self.take_in(event),
             Change::Node(event) => {
-                if self.node.apply(&event) {
+                let (change, news) = self.node.apply(&event);
+                if change.zone {
                     self.reconsider_zones();
                 }
-                Vec::new()
+                self.node_addresses_changed |= change.addresses;
+                news
             }
         }
     }
@@ -86,14 +91,19 @@ impl State {
         [Kind::Service, Kind::EndpointSlice].iter().all(|kind| self.listed.contains(kind))
     }
 
-    /// Whether a Service is affected by changes since [`State::take_dirty`].
+    /// Whether a plan would find anything changed.
     pub(crate) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || self.node_addresses_changed
     }
 
     /// The Services that are affected by changes since the last call.
     pub(crate) fn take_dirty(&mut self) -> BTreeSet<ObjectName> {
         mem::take(&mut self.dirty)
+    }
+
+    /// Whether the addresses that the Node object names, or whether it names any, changed since the last call.
+    pub(crate) fn take_node_addresses_changed(&mut self) -> bool {
+        mem::take(&mut self.node_addresses_changed)
     }
 
     /// The node that the agent runs on.
@@ -113,7 +123,7 @@ impl State {
 
     /// What is wrong with the present objects.
     pub(crate) fn problems(&self) -> impl Iterator<Item = &ObjectError> {
-        self.problems.values().flatten()
+        self.problems.values().flatten().chain(self.node.problems())
     }
 
     /// This node is in another zone: Services whose endpoints are meant for zones are affected (TOPO-09).

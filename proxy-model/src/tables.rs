@@ -7,11 +7,12 @@ use proxy_common::{
     backend::{Backend, BackendFlags, BackendId, Generation},
     filter::AddressRoles,
     frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{AddressFilter, Backends, Frontends, ServiceNames, Slots, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
     tuple::Endpoint,
 };
 
 use crate::{
+    addresses::AddressBook,
     delta::{Delta, Pending},
     error::CommitError,
     filter::Filter,
@@ -30,6 +31,8 @@ pub(crate) struct Tables {
     pub(crate) slots: Delta<Slots>,
     pub(crate) frontends: Delta<Frontends>,
     pub(crate) names: Delta<ServiceNames>,
+    pub(crate) ranges: Delta<SourceRanges>,
+    pub(crate) addresses: AddressBook,
     pub(crate) filter: Filter,
     pub(crate) service_ids: Ids<ServiceId>,
     pub(crate) backend_ids: Ids<BackendId>,
@@ -104,6 +107,17 @@ impl Tables {
         io.put(&number, &line).map_err(|source| Failure::new(AddressFilter::NAME, source))?;
         self.filter.confirm(number);
         Ok(())
+    }
+
+    /// Writes or deletes the row of an address, if it needs that.
+    pub(crate) fn write_address<I: TableIo<AddressFilter> + HashTableIo<Addresses>>(
+        &mut self,
+        address: Addr,
+        now: Duration,
+        io: &mut I,
+    ) -> Result<(), Failure<I::Error>> {
+        self.write_filter(address, io)?;
+        self.addresses.write(address, &mut self.filter, now, io)
     }
 
     /// Deletes a frontend if it should go; one that somebody else wants by now is theirs to write.

@@ -94,7 +94,7 @@ mod tests {
     const A: &str = "zone-a";
 
     fn this_node(zone: Option<&str>) -> ThisNode {
-        let mut this = ThisNode::new("node-a");
+        let mut this = ThisNode::new("node-a", None);
         let labels = zone.map(|zone| json!({ "topology.kubernetes.io/zone": zone })).unwrap_or_default();
         let metadata = json!({ "name": "node-a", "labels": labels });
         let node: Node = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
