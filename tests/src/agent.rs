@@ -3,8 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::ErrorKind,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -31,18 +33,23 @@ pub struct Agent {
     binary: PathBuf,
     pins: PathBuf,
     log: PathBuf,
+    /// What it is told on its command line, beside where everything is.
+    arguments: Vec<String>,
     child: Option<Child>,
+    /// How often it was asked whether it has caught up.
+    marks: AtomicU16,
     /// Lines of the log that belong to earlier lives.
     lines_before: usize,
 }
 
 impl Agent {
-    /// Starts the agent of a node, which at first has nothing to serve, and waits until it has said so.
+    /// Starts the agent of a node with these arguments, and with nothing to serve at first, and waits until it has said
+    /// so.
     ///
     /// # Errors
     ///
     /// If there is no binary, or the agent does not come up.
-    pub fn start(node: &Node) -> Result<Self> {
+    pub fn start(node: &Node, arguments: &[String]) -> Result<Self> {
         let unique = unique_name(node)?;
         let files = Path::new(FILES).join(&unique);
         let manifests = ManifestDirectory::create(files.join("manifests"))?;
@@ -54,7 +61,9 @@ impl Agent {
             binary: binary()?,
             pins: Path::new(BPFFS).join(unique),
             log: files.join("log"),
+            arguments: arguments.to_vec(),
             child: None,
+            marks: AtomicU16::new(0),
             lines_before: 0,
         };
         agent.resume()?;
@@ -82,6 +91,7 @@ impl Agent {
             .arg(&self.pins)
             .arg("--cgroup")
             .arg(sandbox::cgroup2()?)
+            .args(&self.arguments)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -105,6 +115,25 @@ impl Agent {
             Ok(synced.then_some(()))
         });
         synced.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
+    }
+
+    /// Writes a manifest of no other use than to see when it has been served: see [`Deployment::settle`].
+    ///
+    /// [`Deployment::settle`]: crate::deployment::Deployment::settle
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub(crate) fn mark(&self) -> Result<Mark> {
+        let port = self.marks.fetch_add(1, Ordering::Relaxed) + 1;
+        self.manifests.write_text(
+            "mark.yaml",
+            &format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: mark, namespace: default}}, \
+                 spec: {{clusterIP: {MARKS}, clusterIPs: [{MARKS}], ipFamilies: [IPv4], ports: [{{port: {port}}}]}}}}\n"
+            ),
+        )?;
+        Ok(Mark(SocketAddr::from((MARKS, port))))
     }
 
     fn expect_alive(&mut self) -> Result<()> {
@@ -207,6 +236,13 @@ impl Agent {
         Ok(pins)
     }
 }
+
+/// The address of marks: out of the way of services.
+const MARKS: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 254);
+
+/// A frontend that an agent was told to serve after everything else.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark(pub(crate) SocketAddr);
 
 impl Drop for Agent {
     fn drop(&mut self) {

@@ -9,7 +9,11 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::Serialize;
 
-use crate::{sandbox::Sandbox, service::Service, topology::Node};
+use crate::{
+    sandbox::Sandbox,
+    service::Service,
+    topology::{Family, Node},
+};
 
 /// A directory that an agent reads. It lies in the sandbox and is written from outside.
 #[derive(Debug)]
@@ -72,20 +76,21 @@ impl ManifestDirectory {
         }
     }
 
-    /// Writes the objects of a service: one file for it, one for the slice of each family.
+    /// Writes the objects of a service, in one file.
     ///
     /// # Errors
     ///
     /// If the directory does not let it.
     pub fn publish(&self, service: &Service) -> Result<()> {
-        // Whole endpoints first or last must make no difference; agents see both orders in one batch anyway.
         let object: core::Service = service.object();
-        self.write(&service_file(service), &object)?;
-        for (file, slice) in slice_files(service).into_iter().zip(service.slices()) {
-            let slice: discovery::EndpointSlice = slice;
-            self.write(&file, &slice)?;
+        let slices = Family::ALL.into_iter().flat_map(|family| service.slices(family));
+        let slices: Vec<discovery::EndpointSlice> = slices.collect();
+        let mut text = serde_saphyr::to_string(&object).context("a Service as YAML")?;
+        for slice in slices {
+            text += "---\n";
+            text += &serde_saphyr::to_string(&slice).context("an EndpointSlice as YAML")?;
         }
-        Ok(())
+        self.write_text(&service_file(service), &text)
     }
 
     /// Removes what [`ManifestDirectory::publish`] wrote.
@@ -94,8 +99,7 @@ impl ManifestDirectory {
     ///
     /// If the directory does not let it.
     pub fn withdraw(&self, service: &Service) -> Result<()> {
-        self.remove(&service_file(service))?;
-        slice_files(service).iter().try_for_each(|file| self.remove(file))
+        self.remove(&service_file(service))
     }
 
     /// Writes the object of a node.
@@ -104,7 +108,19 @@ impl ManifestDirectory {
     ///
     /// If the directory does not let it.
     pub fn publish_node(&self, node: &Node) -> Result<()> {
-        self.write(&format!("node-{}.yaml", node.name), &node_object(node))
+        self.write(&node_file(node), &node_object(node))
+    }
+
+    /// Writes the object of a node that is in a zone.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn publish_node_in(&self, node: &Node, zone: &str) -> Result<()> {
+        let mut object = node_object(node);
+        let label = ("topology.kubernetes.io/zone".to_owned(), zone.to_owned());
+        object.metadata.labels = Some([label].into());
+        self.write(&node_file(node), &object)
     }
 }
 
@@ -112,8 +128,8 @@ fn service_file(service: &Service) -> String {
     format!("{}.yaml", service.name)
 }
 
-fn slice_files(service: &Service) -> [String; 2] {
-    [format!("{}-ipv4.yaml", service.name), format!("{}-ipv6.yaml", service.name)]
+fn node_file(node: &Node) -> String {
+    format!("node-{}.yaml", node.name)
 }
 
 fn node_object(node: &Node) -> core::Node {

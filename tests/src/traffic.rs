@@ -6,7 +6,11 @@
 
 mod bulk;
 mod chatter;
+mod datagram;
+mod ping;
 mod pump;
+mod raw;
+mod sctp;
 mod server;
 mod spread;
 mod tcp;
@@ -16,7 +20,11 @@ use std::{fmt, time::Duration};
 
 pub use bulk::Direction;
 pub use chatter::Chatter;
+pub use datagram::Datagram;
+pub use ping::{Pong, ping};
 pub use pump::Pump;
+pub use raw::RawSender;
+pub use sctp::{SctpClient, SctpServer};
 pub use server::Server;
 pub use spread::Spread;
 pub use tcp::{Connection, Source, connect_raw};
@@ -32,10 +40,12 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP. This kernel need not know it: see [`SctpServer`].
+    Sctp,
 }
 
 impl Protocol {
-    /// Both.
+    /// Those that every kernel has sockets for.
     pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
 
     /// The name that Kubernetes objects use.
@@ -44,6 +54,7 @@ impl Protocol {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }

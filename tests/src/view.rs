@@ -3,9 +3,10 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::{Context as _, Result, anyhow};
+use proxy_common::drop::DropReason;
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, Mark},
     counters,
     service::Service,
     topology::{BRIDGE, Family, POD_DEVICE},
@@ -26,13 +27,14 @@ pub struct Served {
 
 /// The shape of `sluice services -o json`, as far as it matters here.
 mod shape {
-    use std::net::SocketAddr;
+    use std::{collections::BTreeMap, net::SocketAddr};
 
     use serde::Deserialize;
 
     #[derive(Deserialize)]
     pub(super) struct Status {
         pub(super) devices: Vec<Device>,
+        pub(super) drops: BTreeMap<String, u64>,
     }
 
     #[derive(Deserialize)]
@@ -96,14 +98,38 @@ impl Agent {
     ///
     /// If `sluice status` says nothing or something unknown, or knows devices that are not there.
     pub fn attached(&self) -> Result<BTreeSet<String>> {
-        let text = self.ask(&["status", "-o", "json"])?;
-        let status: shape::Status =
-            serde_json::from_str(&text).with_context(|| format!("the answer of sluice status:\n{text}"))?;
-        let whole = status.devices.into_iter().filter(|row| row.ingress.is_some() && row.egress.is_some());
+        let whole =
+            self.status()?.devices.into_iter().filter(|row| row.ingress.is_some() && row.egress.is_some());
         Ok(whole.map(|row| row.name.unwrap_or_else(|| format!("index {}", row.index))).collect())
     }
 
-    /// Waits until exactly the devices that should be are attached: all but `lo`, and the bridge if it has ports.
+    fn status(&self) -> Result<shape::Status> {
+        let text = self.ask(&["status", "-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| format!("the answer of sluice status:\n{text}"))
+    }
+
+    /// How many packets the kernel has dropped for a reason.
+    ///
+    /// # Errors
+    ///
+    /// If `sluice status` does not say.
+    pub fn drops(&self, reason: DropReason) -> Result<u64> {
+        let drops = self.status()?.drops;
+        drops.get(reason.as_str()).copied().with_context(|| format!("no {reason:?} in {drops:?}"))
+    }
+
+    /// Waits until the kernel has put a mark into effect, and so everything that was told before.
+    pub(crate) fn wait_for_mark(&self, mark: Mark) -> Result<()> {
+        let Mark(frontend) = mark;
+        let seen = wait_until(&format!("{} has caught up to {frontend}", self.node()), || {
+            let served = self.services()?.iter().any(|served| served.frontend == frontend);
+            Ok(served.then_some(()))
+        });
+        seen.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
+    }
+
+    /// Waits until exactly the devices that should be are attached: all but `lo`, the bridge if it has ports, and the
+    /// ports of a bond.
     ///
     /// # Errors
     ///
@@ -115,12 +141,15 @@ impl Agent {
             if devices.iter().any(|name| name.starts_with(POD_DEVICE)) {
                 devices.remove(BRIDGE);
             }
+            if devices.contains("bond0") {
+                devices.retain(|name| !name.starts_with("eth"));
+            }
             Ok((self.attached()? == devices).then_some(()))
         });
         attached.map_err(|error| anyhow!("{error:#}; attached are {:?}", self.attached()))
     }
 
-    /// Waits until the kernel of this node serves exactly what `service` describes.
+    /// Waits until the kernel of this node serves exactly what `service`, whose endpoints are all ready, describes.
     ///
     /// # Errors
     ///
@@ -129,7 +158,8 @@ impl Agent {
         let what = format!("{} serves {} with {:?}", self.node(), service.name, service.pods());
         let served = wait_until(&what, || {
             let services = self.services()?;
-            let all = frontends(service).all(|(frontend, protocol, backends)| {
+            let all = service.frontends().all(|(frontend, protocol)| {
+                let backends = service.backends(Family::of(frontend.ip()));
                 find(&services, frontend, protocol).is_some_and(|served| served.backends == backends)
             });
             Ok(all.then_some(()))
@@ -146,17 +176,11 @@ impl Agent {
         let what = format!("{} no longer serves {}", self.node(), service.name);
         wait_until(&what, || {
             let services = self.services()?;
-            let none = frontends(service)
-                .all(|(frontend, protocol, _)| find(&services, frontend, protocol).is_none());
-            Ok(none.then_some(()))
+            let mut all = service.frontends();
+            let any = all.any(|(frontend, protocol)| find(&services, frontend, protocol).is_some());
+            Ok((!any).then_some(()))
         })
     }
-}
-
-fn frontends(service: &Service) -> impl Iterator<Item = (SocketAddr, Protocol, BTreeSet<SocketAddr>)> {
-    Family::ALL.into_iter().flat_map(move |family| {
-        Protocol::ALL.map(|protocol| (service.frontend(family), protocol, service.backends(family)))
-    })
 }
 
 fn find(services: &[Served], frontend: SocketAddr, protocol: Protocol) -> Option<&Served> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{Connection, Protocol, UdpClient};
 use crate::{netns::Namespace, topology::Family};
@@ -41,6 +41,7 @@ impl Spread {
             let names = match protocol {
                 Protocol::Tcp => tcp(from, to, batch),
                 Protocol::Udp => udp(from, to, batch),
+                Protocol::Sctp => Err(anyhow!("SCTP has no connections here")),
             };
             spread.extend(names.with_context(|| format!("after {done} of {count} to {to}"))?);
             done += batch;
@@ -106,8 +107,7 @@ fn tcp(from: &Namespace, to: SocketAddr, count: usize) -> Result<Vec<String>> {
 }
 
 fn udp(from: &Namespace, to: SocketAddr, count: usize) -> Result<Vec<String>> {
-    let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    let clients = UdpClient::bind_many(from, family, count)?;
+    let clients = UdpClient::bind_many(from, Family::of(to.ip()), count)?;
     let ask = |(client, number): (UdpClient, u64)| {
         let answer = client.ask(to, number)?;
         ensure!(answer.from == to, "asked {to}, the answer came from {}", answer.from);

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::atomic::AtomicU64,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use super::{
     Direction, GREETING, PATIENCE, Request,
     bulk::{BLOCK, DIGEST, Digest, Stream},
 };
-use crate::netns::Namespace;
+use crate::{netns::Namespace, topology::Family};
 
 /// Which port a connection comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Source {
     AnyPort,
     /// This one, even if a connection from it has only just ended.
     Port(u16),
+    /// As that, and of this address.
+    At(SocketAddr),
 }
 
 /// A connection that has been greeted.
@@ -204,11 +206,14 @@ pub fn connect_raw(
 
 fn connect(to: SocketAddr, source: Source, patience: Duration) -> Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    if let Source::Port(port) = source {
+    let local = match source {
+        Source::AnyPort => None,
+        Source::Port(port) => Some(SocketAddr::new(Family::of(to.ip()).unspecified(), port)),
+        Source::At(local) => Some(local),
+    };
+    if let Some(local) = local {
         socket.set_reuse_address(true)?;
-        let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let local = SocketAddr::new(any, port);
-        socket.bind(&local.into()).with_context(|| format!("bind to port {port}"))?;
+        socket.bind(&local.into()).with_context(|| format!("bind to {local}"))?;
     }
     socket.connect_timeout(&to.into(), patience).with_context(|| format!("connect to {to}"))?;
     Ok(socket.into())

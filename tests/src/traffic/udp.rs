@@ -1,8 +1,8 @@
 //! UDP clients.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::PATIENCE;
 use crate::{netns::Namespace, topology::Family};
@@ -53,11 +53,7 @@ impl UdpClient {
     }
 
     fn bind_here(family: Family) -> Result<Self> {
-        let any: IpAddr = match family {
-            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
-            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        Self::bound_here((any, 0).into())
+        Self::bound_here((family.unspecified(), 0).into())
     }
 
     fn bound_here(local: SocketAddr) -> Result<Self> {
@@ -81,8 +77,7 @@ impl UdpClient {
     ///
     /// If it cannot be sent.
     pub fn tell(&self, to: SocketAddr, number: u64) -> Result<()> {
-        let sent = self.socket.send_to(number.to_string().as_bytes(), to);
-        sent.map(drop).with_context(|| format!("send to {to}"))
+        self.send(to, number.to_string().as_bytes())
     }
 
     /// Sends a number and waits for the answer to it.
@@ -91,18 +86,43 @@ impl UdpClient {
     ///
     /// If none comes, or one to another question: nothing may be repeated or overtaken here.
     pub fn ask(&self, to: SocketAddr, number: u64) -> Result<Answer> {
-        self.tell(to, number)?;
-        let mut buffer = [0; 512];
-        let (length, from) = self
-            .socket
-            .recv_from(&mut buffer)
-            .with_context(|| format!("wait for answer {number} from {to}"))?;
-        let text = std::str::from_utf8(&buffer[..length])?;
-        let mut words = text.split(' ');
+        self.exchange(to, number.to_string().as_bytes()).with_context(|| format!("question {number}"))
+    }
+
+    /// Sends bytes and waits for the answer with the same bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`UdpClient::ask`].
+    pub fn exchange(&self, to: SocketAddr, bytes: &[u8]) -> Result<Answer> {
+        self.send(to, bytes)?;
+        self.answer(to, bytes)
+    }
+
+    /// Waits for the answer to `bytes`, which have been sent to `to` some other way.
+    ///
+    /// # Errors
+    ///
+    /// As for [`UdpClient::ask`].
+    pub fn answer(&self, to: SocketAddr, bytes: &[u8]) -> Result<Answer> {
+        let mut buffer = vec![0; 1 << 16];
+        let received = self.socket.recv_from(&mut buffer);
+        let (length, from) = received.with_context(|| format!("wait for an answer from {to}"))?;
+        let mut words = buffer[..length].splitn(3, |&byte| byte == b' ');
         let (Some(backend), Some(seen_as), Some(echo)) = (words.next(), words.next(), words.next()) else {
-            anyhow::bail!("an answer of three words, not {text:?}");
+            bail!("an answer of three words, not {length} bytes");
         };
-        ensure!(echo == number.to_string(), "asked {number}, the answer is to {echo}");
-        Ok(Answer { backend: backend.to_owned(), seen_as: seen_as.parse()?, from })
+        if echo != bytes {
+            let (sent, came) = (String::from_utf8_lossy(bytes), String::from_utf8_lossy(echo));
+            bail!("the answer is to something else: sent {sent:.100?}, {came:.100?} came back");
+        }
+        let text = |word: &[u8]| std::str::from_utf8(word).map(str::to_owned);
+        Ok(Answer { backend: text(backend)?, seen_as: text(seen_as)?.parse()?, from })
+    }
+
+    fn send(&self, to: SocketAddr, bytes: &[u8]) -> Result<()> {
+        let sent = self.socket.send_to(bytes, to).with_context(|| format!("send to {to}"))?;
+        ensure!(sent == bytes.len(), "{sent} of {} bytes sent to {to}", bytes.len());
+        Ok(())
     }
 }

@@ -63,7 +63,7 @@ impl Scene {
         screen.done("two nodes with bridges and six pods, a client outside", start.elapsed());
 
         let start = Instant::now();
-        let agents = Deployment::start(&cluster).context("start the agents")?;
+        let agents = Deployment::start(&cluster, &[]).context("start the agents")?;
         screen.done("an agent on each node, fed from a directory of manifests", start.elapsed());
 
         let start = Instant::now();
@@ -117,6 +117,7 @@ impl Scene {
         let flows = match protocol {
             Protocol::Tcp => "TCP connections",
             Protocol::Udp => "UDP flows",
+            Protocol::Sctp => "SCTP associations",
         };
         screen.heading(&format!("{} {flows}: {title}", thousands(count)));
         let to = service.frontend(family);
