@@ -61,6 +61,12 @@ impl FrontendKey {
     pub const fn node_port(end: Endpoint, protocol: Protocol) -> Self {
         Self { address: end.address.unspecified(), port: end.port, protocol, reserved: 0 }
     }
+
+    /// Whether it is a NodePort's.
+    #[must_use]
+    pub fn is_node_port(&self) -> bool {
+        self.address == self.address.unspecified()
+    }
 }
 
 /// What a frontend does beyond choosing a backend, as bits.

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use proxy_common::frontend::FrontendKey;
 
-use crate::{change::ObjectName, name::ServicePortName};
+use crate::{change::ObjectName, frontends::Access, name::ServicePortName};
 
 /// Who claims which frontend.
 ///
-/// The oldest Service has it, by its creation time; those without one come last, and names break ties (SVC-15). So
-/// the winner follows from the objects alone, whatever order they came in, and a new Service cannot take an address
-/// away from one that lives.
+/// A ClusterIP comes before anything else: it is given to its Service alone, while external addresses are whatever
+/// somebody wrote. Then the oldest Service has it, by its creation time; those without one come last, and names break
+/// ties (SVC-15). So the winner follows from the objects alone, whatever order they came in, and a new Service cannot
+/// take an address away from one that lives.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     /// In order of precedence.
@@ -21,14 +22,15 @@ pub(crate) struct Claims {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim {
+    access: Access,
     created: Option<Time>,
     port: ServicePortName,
 }
 
 impl Claim {
     /// Sorts by precedence.
-    fn rank(&self) -> (bool, Option<&Time>, &ServicePortName) {
-        (self.created.is_none(), self.created.as_ref(), &self.port)
+    fn rank(&self) -> (bool, bool, Option<&Time>, &ServicePortName) {
+        (self.access != Access::Internal, self.created.is_none(), self.created.as_ref(), &self.port)
     }
 }
 
@@ -38,11 +40,11 @@ impl Claims {
         &mut self,
         port: &ServicePortName,
         created: Option<&Time>,
-        keys: &[FrontendKey],
+        frontends: &[(FrontendKey, Access)],
     ) -> Vec<ServicePortName> {
         let before = self.by_port.remove(port).unwrap_or_default();
         let mut touched = before.clone();
-        touched.extend(keys.iter().filter(|key| !before.contains(key)));
+        touched.extend(frontends.iter().map(|(key, _)| *key).filter(|key| !before.contains(key)));
         let holders: Vec<_> = touched.iter().map(|key| self.holder(key).cloned()).collect();
         for key in &before {
             if let Some(claims) = self.by_key.get_mut(key) {
@@ -52,14 +54,14 @@ impl Claims {
                 }
             }
         }
-        for &key in keys {
-            let claim = Claim { created: created.cloned(), port: port.clone() };
+        for &(key, access) in frontends {
+            let claim = Claim { access, created: created.cloned(), port: port.clone() };
             let claims = self.by_key.entry(key).or_default();
             let at = claims.partition_point(|other| other.rank() < claim.rank());
             claims.insert(at, claim);
         }
-        if !keys.is_empty() {
-            self.by_port.insert(port.clone(), keys.to_vec());
+        if !frontends.is_empty() {
+            self.by_port.insert(port.clone(), frontends.iter().map(|(key, _)| *key).collect());
         }
         let mut affected = Vec::new();
         for (key, before) in touched.iter().zip(holders) {
@@ -109,6 +111,10 @@ mod tests {
         FrontendKey::new(end, Protocol::TCP)
     }
 
+    fn external(number: u16) -> (FrontendKey, Access) {
+        (key(number), Access::External)
+    }
+
     fn at(text: &str) -> Time {
         serde_json::from_value(text.into()).unwrap()
     }
@@ -117,22 +123,31 @@ mod tests {
     fn the_older_service_has_it_whoever_comes_first() {
         let (old, new) = (at("2024-01-01T00:00:00Z"), at("2025-01-01T00:00:00Z"));
         let mut claims = Claims::default();
-        assert_eq!(claims.set(&port("a"), Some(&new), &[key(80)]), []);
-        assert_eq!(claims.set(&port("b"), Some(&old), &[key(80)]), [port("a")]);
-        assert_eq!(claims.set(&port("0"), None, &[key(80)]), []);
+        assert_eq!(claims.set(&port("a"), Some(&new), &[external(80)]), []);
+        assert_eq!(claims.set(&port("b"), Some(&old), &[external(80)]), [port("a")]);
+        assert_eq!(claims.set(&port("0"), None, &[external(80)]), []);
         assert_eq!(claims.holder(&key(80)), Some(&port("b")));
     }
 
     #[test]
     fn the_next_takes_over_when_the_winner_goes() {
         let mut claims = Claims::default();
-        assert_eq!(claims.set(&port("a"), None, &[key(80), key(81)]), []);
-        assert_eq!(claims.set(&port("b"), None, &[key(80)]), []);
-        assert_eq!(claims.set(&port("a"), None, &[key(81)]), [port("b")]);
+        assert_eq!(claims.set(&port("a"), None, &[external(80), external(81)]), []);
+        assert_eq!(claims.set(&port("b"), None, &[external(80)]), []);
+        assert_eq!(claims.set(&port("a"), None, &[external(81)]), [port("b")]);
         assert_eq!(claims.holder(&key(80)), Some(&port("b")));
         assert_eq!(claims.set(&port("a"), None, &[]), []);
         assert_eq!(claims.holder(&key(81)), None);
         let service = port("a").service;
         assert_eq!(claims.ports(&service).count(), 0);
+    }
+
+    #[test]
+    fn nobody_takes_a_cluster_ip_away() {
+        let (old, new) = (at("2024-01-01T00:00:00Z"), at("2025-01-01T00:00:00Z"));
+        let mut claims = Claims::default();
+        assert_eq!(claims.set(&port("a"), Some(&old), &[external(80)]), []);
+        assert_eq!(claims.set(&port("b"), Some(&new), &[(key(80), Access::Internal)]), [port("a")]);
+        assert_eq!(claims.holder(&key(80)), Some(&port("b")));
     }
 }

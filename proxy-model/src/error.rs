@@ -58,7 +58,7 @@ pub struct PlanError {
 pub enum Misfit {
     /// Another Service uses the same address, port and protocol (SVC-15). The service port does without it until the
     /// other gives it up.
-    #[error("{} belongs to {owner}", SocketAddr::new(.frontend.address.to_ip(), .frontend.port.to_host()))]
+    #[error("{} belongs to {owner}", describe(.frontend))]
     FrontendTaken {
         /// What both want.
         frontend: FrontendKey,
@@ -84,6 +84,15 @@ pub enum Misfit {
     /// The name does not fit into the service name table.
     #[error("the name is too long")]
     NameTooLong,
+}
+
+/// What clients see of a frontend.
+fn describe(frontend: &FrontendKey) -> String {
+    let port = frontend.port.to_host();
+    if frontend.is_node_port() {
+        return format!("node port {port}");
+    }
+    SocketAddr::new(frontend.address.to_ip(), port).to_string()
 }
 
 /// A write that failed. It stays pending, and nothing that depends on it was written.

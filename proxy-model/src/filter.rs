@@ -77,7 +77,7 @@ impl Filter {
                     continue;
                 }
                 let position = FilterPosition { line: number, at };
-                let needed = [AddressRoles::FRONTEND, AddressRoles::BACKEND]
+                let needed = [AddressRoles::FRONTEND, AddressRoles::BACKEND, AddressRoles::NODE]
                     .into_iter()
                     .filter(|&role| self.is_recent(position, role, sweep_started))
                     .fold(in_use(position), AddressRoles::with);

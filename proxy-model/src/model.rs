@@ -10,7 +10,6 @@ use std::{
 use proxy_common::{
     config::Network,
     filter::{AddressRoles, FilterPosition},
-    frontend::FrontendKey,
     tables::{AddressFilter, Table},
 };
 
@@ -25,10 +24,10 @@ use crate::{
     options::{DetectLocal, Options},
     programmed::{Counters, Programmed, Progress},
     restore::{Adopted, Capacities, Leftovers, Restored, adopt},
-    select::{Target, choose},
     service::ServicePort,
     state::{ParsedService, State},
     tables::{Failure, Tables},
+    target::Target,
 };
 
 /// Owns the parsed objects, the ids, and the picture of the kernel's tables.
@@ -176,8 +175,6 @@ impl Model {
         }
         self.plan_node(now);
         if self.stage == Stage::Waiting {
-            let Tables { addresses, filter, .. } = &mut self.tables;
-            addresses.collect(filter, now);
             self.leftovers.collect(&mut self.tables, &self.programmed, now);
             self.stage = Stage::Running;
         }
@@ -303,7 +300,7 @@ impl Model {
 
     /// Enters the claims of all ports of a Service. Returns the Services that lost or gained a frontend by it.
     fn claim(&mut self, service: &ObjectName) -> Vec<ObjectName> {
-        let Self { state, claims, .. } = self;
+        let Self { state, claims, options, .. } = self;
         let parsed = state.service(service);
         let wanted = wanted_ports(parsed);
         let created = parsed.and_then(|service| service.created.as_ref());
@@ -311,8 +308,9 @@ impl Model {
             claims.ports(service).chain(wanted.keys().copied()).cloned().collect();
         let mut affected = Vec::new();
         for port in ports {
-            let keys = wanted.get(&port).map(|wanted| wanted.frontends()).unwrap_or_default();
-            affected.extend(claims.set(&port, created, &keys).into_iter().map(|other| other.service));
+            let frontends = wanted.get(&port).map(|wanted| wanted.frontends(options.external_ips));
+            let frontends = frontends.unwrap_or_default();
+            affected.extend(claims.set(&port, created, &frontends).into_iter().map(|other| other.service));
         }
         affected
     }
@@ -333,11 +331,9 @@ impl Model {
             programmed.chain(troubled).chain(wanted.keys().copied()).cloned().collect();
         self.unfit.remove(service);
         for port in ports {
-            let (keys, target, mut problems) = match wanted.get(&port) {
-                Some(wanted) => self.entitled(wanted),
-                None => (Vec::new(), Target::default(), Vec::new()),
-            };
-            if let Err(misfit) = self.plan_port(&port, &keys, &target, now) {
+            let (target, mut problems) =
+                wanted.get(&port).map(|wanted| self.entitled(wanted)).unwrap_or_default();
+            if let Err(misfit) = self.plan_port(&port, &target, now) {
                 // Room may come by itself, a shorter name does not.
                 if misfit != Misfit::NameTooLong {
                     self.unfit.insert(service.clone());
@@ -352,46 +348,41 @@ impl Model {
         }
     }
 
-    /// What a service port may have: the frontends that it won, and backends if it won any.
-    fn entitled(&self, wanted: &ServicePort) -> (Vec<FrontendKey>, Target, Vec<Misfit>) {
+    /// What a service port may have: the frontends that it won, and the rest if it won any.
+    fn entitled(&self, wanted: &ServicePort) -> (Target, Vec<Misfit>) {
         let port = &wanted.name;
-        let mut keys = Vec::new();
+        let mut frontends = wanted.frontends(self.options.external_ips);
         let mut problems = Vec::new();
-        for key in wanted.frontends() {
-            match self.claims.holder(&key) {
-                Some(owner) if owner != port => {
-                    problems.push(Misfit::FrontendTaken { frontend: key, owner: owner.clone() });
-                }
-                _ => keys.push(key),
+        frontends.retain(|&(frontend, _)| match self.claims.holder(&frontend) {
+            Some(owner) if owner != port => {
+                problems.push(Misfit::FrontendTaken { frontend, owner: owner.clone() });
+                false
             }
+            _ => true,
+        });
+        if frontends.is_empty() {
+            return (Target::default(), problems);
         }
-        if keys.is_empty() {
-            return (keys, Target::default(), problems);
-        }
-        (keys, choose(wanted, self.state.slices(&port.service), self.state.node()), problems)
+        let slices = self.state.slices(&port.service);
+        let masquerade_all = self.options.masquerade_all;
+        (Target::new(wanted, &frontends, slices, self.state.node(), masquerade_all), problems)
     }
 
-    fn plan_port(
-        &mut self,
-        port: &ServicePortName,
-        keys: &[FrontendKey],
-        target: &Target,
-        now: Duration,
-    ) -> Result<(), Misfit> {
+    fn plan_port(&mut self, port: &ServicePortName, target: &Target, now: Duration) -> Result<(), Misfit> {
         let Self { programmed, tables, claims, pending, .. } = self;
         if let Some(entry) = programmed.get_mut(port) {
-            entry.aim(keys, target, tables)?;
+            entry.aim(target, now, tables)?;
             for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
                 tables.unwant_frontend(key, now);
             }
-        } else if !keys.is_empty() {
+        } else if !target.frontends.is_empty() {
             let row = port.to_row().ok_or(Misfit::NameTooLong)?;
             let ids = tables.service_ids.take(1).unwrap_or_default();
             let &[id] = &ids[..] else {
                 return Err(Misfit::NoServiceId);
             };
             let mut entry = Programmed::new(id, Counters::Stale);
-            if let Err(error) = entry.aim(keys, target, tables) {
+            if let Err(error) = entry.aim(target, now, tables) {
                 tables.service_ids.put_back(id);
                 return Err(error);
             }

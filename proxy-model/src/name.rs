@@ -16,15 +16,21 @@ pub enum Transport {
     Tcp,
     /// User Datagram Protocol.
     Udp,
+    /// Stream Control Transmission Protocol (PROTO-01).
+    Sctp,
 }
 
 impl Transport {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
     /// The protocol number as packets carry it.
     #[must_use]
     pub const fn protocol(self) -> Protocol {
         match self {
             Self::Tcp => Protocol::TCP,
             Self::Udp => Protocol::UDP,
+            Self::Sctp => Protocol::SCTP,
         }
     }
 
@@ -34,6 +40,7 @@ impl Transport {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }
@@ -139,11 +146,8 @@ impl FromStr for ServicePortName {
         let [namespace, middle, transport, family] = parts[..] else {
             return Err(ParseNameError);
         };
-        let transport = match transport {
-            "TCP" => Transport::Tcp,
-            "UDP" => Transport::Udp,
-            _ => return Err(ParseNameError),
-        };
+        let transport = Transport::ALL.into_iter().find(|known| known.as_str() == transport);
+        let transport = transport.ok_or(ParseNameError)?;
         let family = Family::ALL.into_iter().find(|known| known.as_str() == family).ok_or(ParseNameError)?;
         let (service, port) = match middle.split_once(':') {
             Some((service, port)) if is_name(port) => (service, port),
@@ -171,8 +175,12 @@ mod tests {
 
     #[test]
     fn names_survive_the_table() {
-        for text in ["default/web:http/TCP/IPv4", "default/web/TCP/IPv4", "kube-system/dns:dns-udp/UDP/IPv6"]
-        {
+        for text in [
+            "default/web:http/TCP/IPv4",
+            "default/web/TCP/IPv4",
+            "kube-system/dns:dns-udp/UDP/IPv6",
+            "core/amf:n2/SCTP/IPv4",
+        ] {
             let name: ServicePortName = text.parse().unwrap();
             assert_eq!(name.to_string(), text);
             assert_eq!(ServicePortName::from_row(&name.to_row().unwrap()), Some(name));
@@ -187,7 +195,7 @@ mod tests {
             "default/web:/TCP/IPv4",
             "/web/TCP/IPv4",
             "a/b/c/TCP/IPv4",
-            "a/b/SCTP/IPv4",
+            "a/b/DCCP/IPv4",
             "a/b/TCP/4",
         ] {
             assert_eq!(text.parse::<ServicePortName>(), Err(ParseNameError), "{text:?}");

@@ -20,14 +20,31 @@ pub(crate) enum TrafficPolicy {
 }
 
 impl TrafficPolicy {
-    /// From `spec.internalTrafficPolicy`; like kube-proxy, takes what is unknown for `Cluster` (SP-08).
+    /// From `spec.internalTrafficPolicy` (SP-08).
     pub(crate) fn parse_internal(spec: &ServiceSpec, report: &mut Report<'_>) -> Self {
-        match spec.internal_traffic_policy.as_deref() {
+        Self::parse("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref(), report)
+    }
+
+    /// From `spec.externalTrafficPolicy`, which counts only if the Service is meant to be reached from outside (SP-07,
+    /// ETP-01, upstream `ExternalPolicyLocal`).
+    pub(crate) fn parse_external(spec: &ServiceSpec, report: &mut Report<'_>) -> Self {
+        let policy =
+            Self::parse("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref(), report);
+        let external_ips = spec.external_ips.as_deref().unwrap_or_default();
+        match spec.type_.as_deref() {
+            Some("NodePort" | "LoadBalancer") => policy,
+            None | Some("" | "ClusterIP") if !external_ips.is_empty() => policy,
+            _ => Self::Cluster,
+        }
+    }
+
+    /// Like kube-proxy, takes what is unknown for `Cluster`.
+    fn parse(field: &str, text: Option<&str>, report: &mut Report<'_>) -> Self {
+        match text {
             None | Some("" | "Cluster") => Self::Cluster,
             Some("Local") => Self::Local,
             Some(other) => {
-                let reason = "is not Cluster or Local; Cluster is used";
-                report.text("spec.internalTrafficPolicy", other, reason);
+                report.text(field, other, "is not Cluster or Local; Cluster is used");
                 Self::Cluster
             }
         }
@@ -120,6 +137,34 @@ mod tests {
         assert_eq!(policy, TrafficPolicy::Cluster);
         let reason = "is not Cluster or Local; Cluster is used";
         assert_eq!(errors, [format!("Service default/web: spec.internalTrafficPolicy: \"local\" {reason}")]);
+    }
+
+    /// SP-07, ETP-01.
+    #[test]
+    fn external_traffic_stays_local_only_if_the_service_is_meant_for_it() {
+        for (spec, policy) in [
+            (json!({ "type": "NodePort" }), TrafficPolicy::Cluster),
+            (json!({ "type": "NodePort", "externalTrafficPolicy": "" }), TrafficPolicy::Cluster),
+            (json!({ "type": "NodePort", "externalTrafficPolicy": "Cluster" }), TrafficPolicy::Cluster),
+            (json!({ "type": "NodePort", "externalTrafficPolicy": "Local" }), TrafficPolicy::Local),
+            (json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local" }), TrafficPolicy::Local),
+            (json!({ "type": "ClusterIP", "externalTrafficPolicy": "Local" }), TrafficPolicy::Cluster),
+            (json!({ "externalTrafficPolicy": "Local", "externalIPs": [] }), TrafficPolicy::Cluster),
+            (
+                json!({ "type": "ClusterIP", "externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"] }),
+                TrafficPolicy::Local,
+            ),
+            (json!({ "externalTrafficPolicy": "Local", "externalIPs": ["x"] }), TrafficPolicy::Local),
+            (json!({ "type": "NodePort", "internalTrafficPolicy": "Local" }), TrafficPolicy::Cluster),
+        ] {
+            let text = spec.to_string();
+            assert_eq!(parsed(spec, TrafficPolicy::parse_external), (policy, vec![]), "{text}");
+        }
+        let spec = json!({ "type": "NodePort", "externalTrafficPolicy": "Global" });
+        let (policy, errors) = parsed(spec, TrafficPolicy::parse_external);
+        assert_eq!(policy, TrafficPolicy::Cluster);
+        let reason = "is not Cluster or Local; Cluster is used";
+        assert_eq!(errors, [format!("Service default/web: spec.externalTrafficPolicy: \"Global\" {reason}")]);
     }
 
     #[test]

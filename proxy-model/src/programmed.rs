@@ -3,30 +3,34 @@
 //! Every backend id and every slot belongs to one service port, so a service port changes without asking others:
 //!
 //! ```text
-//! aim:      new ids, new run                             in memory; all of it or nothing
-//! install:  filter, backends, name -> slots -> frontends   stops at the first failed write
-//! retire:   old backends, old runs, name                   once no frontend leads to them
+//! aim:      new ids, new runs                                     in memory; all of it or nothing
+//! install:  filter, backends, name -> slots, sources -> frontends   stops at the first failed write
+//! retire:   old backends, old runs, old sources, name             once no frontend leads to them
 //! ```
 //!
-//! **Invariant:** between any two writes, a frontend in the kernel leads to a complete run of live backends.
+//! **Invariant:** between any two writes, a frontend in the kernel leads to complete runs of live backends, and its
+//! sources are admitted if it asks for them.
 
 use std::{collections::BTreeMap, mem, time::Duration};
 
 use proxy_common::{
+    addr::Addr,
     backend::{Backend, BackendFlags, BackendId},
     filter::AddressRoles,
-    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRun},
     tables::{ServiceTraffic, Table},
 };
 
 use crate::{
     address::BackendAddress,
-    endpoint::Location,
     error::Misfit,
-    ids::Run,
     io::TablesIo,
-    select::{Chosen, Target},
+    policy::SessionAffinity,
+    ranges::Admissions,
+    runs::{Runs, Set},
+    sets::Chosen,
     tables::{Failure, Tables, delete, write},
+    target::Target,
 };
 
 /// Backends and their ids.
@@ -40,15 +44,15 @@ pub(crate) struct Programmed {
     /// The backends that it should have.
     pub(crate) live: Backends,
     /// Backends that it had, alive until no frontend leads to them.
-    pub(crate) leaving: Backends,
-    /// The slots that its frontends should lead to; `None` if those of an earlier run of the agent made no sense.
-    pub(crate) run: Option<Run>,
-    /// The slots that its frontends led to, or still do.
-    pub(crate) old_runs: Vec<Run>,
+    leaving: Backends,
+    pub(crate) runs: Runs,
+    pub(crate) admissions: Admissions,
     /// The frontends that it should have.
     pub(crate) keys: Vec<FrontendKey>,
     /// Frontends that it had, and may still have in the kernel.
     pub(crate) dropped: Vec<FrontendKey>,
+    /// The ClusterIP that it is counted for.
+    cluster_ip: Option<Addr>,
 }
 
 /// Whether the traffic counters of a service id count for the service port that has it.
@@ -71,16 +75,17 @@ pub(crate) enum Progress {
 
 impl Programmed {
     /// A service port that has an id and nothing else yet.
-    pub(crate) const fn new(id: ServiceId, counters: Counters) -> Self {
+    pub(crate) fn new(id: ServiceId, counters: Counters) -> Self {
         Self {
             id,
             counters,
             live: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            run: None,
-            old_runs: Vec::new(),
+            runs: Runs::default(),
+            admissions: Admissions::default(),
             keys: Vec::new(),
             dropped: Vec::new(),
+            cluster_ip: None,
         }
     }
 
@@ -89,51 +94,45 @@ impl Programmed {
         self.keys.is_empty()
     }
 
-    /// Sets what it should have: these frontends, all with this target. If that does not fit, nothing changes.
-    /// The caller decides what becomes of frontends that are no longer among `keys`.
-    pub(crate) fn aim(
-        &mut self,
-        keys: &[FrontendKey],
-        target: &Target,
-        tables: &mut Tables,
-    ) -> Result<(), Misfit> {
-        let known =
-            |address: &BackendAddress| self.live.get(address).or_else(|| self.leaving.get(address)).copied();
-        let missing: Vec<BackendAddress> =
-            target.backends.keys().filter(|address| known(address).is_none()).copied().collect();
+    /// Sets what it should have. If that does not fit, nothing changes. The caller decides what becomes of frontends
+    /// that it should have no longer.
+    pub(crate) fn aim(&mut self, target: &Target, now: Duration, tables: &mut Tables) -> Result<(), Misfit> {
+        let (mut live, missing) = self.known(&target.backends, tables);
         let new =
             tables.backend_ids.take(missing.len()).ok_or(Misfit::NoBackendId { wanted: missing.len() })?;
         let new: Backends = missing.into_iter().zip(new).collect();
-        let mut live = new.clone();
-        live.extend(target.backends.keys().filter_map(|address| Some((*address, known(address)?))));
-        let run = match self.run_for(&live, tables) {
-            Some(run) => run,
-            None => {
-                let wanted = u32::try_from(live.len()).unwrap_or(u32::MAX);
-                let Some(run) = tables.slot_space.take(wanted) else {
-                    new.into_values().for_each(|id| tables.backend_ids.put_back(id));
-                    return Err(Misfit::NoSlots { wanted });
-                };
-                run
+        live.extend(&new);
+        let sets = Set::ALL.map(|set| members(set, &live, &target.backends));
+        let runs = match self.runs.prepare(&sets, tables) {
+            Ok(runs) => runs,
+            Err(misfit) => {
+                new.into_values().for_each(|id| tables.backend_ids.put_back(id));
+                return Err(misfit);
             }
         };
         self.change_backends(live, &new, &target.backends, tables);
-        self.change_run(run, tables);
-        let value = Frontend {
-            service: self.id,
-            slots: SlotRun { base: run.base, count: run.len },
-            outside: SlotRun::default(),
-            affinity: target.affinity.seconds(),
-            flags: target.flags,
-        };
-        self.change_frontends(keys, value, tables);
+        self.runs.aim(runs, &sets, tables);
+        self.admissions.aim(self.id, &target.sources, tables);
+        self.change_frontends(&target.frontends, target.affinity, tables);
+        self.change_cluster_ip(target.cluster_ip, now, tables);
         Ok(())
     }
 
-    /// The present run, if it holds exactly these backends.
-    fn run_for(&self, live: &Backends, tables: &Tables) -> Option<Run> {
-        let run = self.run?;
-        tables.contents(run).eq(sorted(live).into_iter().map(Some)).then_some(run)
+    /// The backends that have an id already, and those that need one. One that is in no set needs none, but keeps the
+    /// one that flows know it by (CT-11).
+    fn known(&self, chosen: &Chosen, tables: &Tables) -> (Backends, Vec<BackendAddress>) {
+        let (mut known, mut missing) = (Backends::new(), Vec::new());
+        for (&address, &flags) in chosen {
+            let member = Set::ALL.into_iter().any(|set| flags.contains(set.flag()));
+            match self.live.get(&address).or_else(|| self.leaving.get(&address)) {
+                Some(&id) if member || tables.is_live(id) => {
+                    known.insert(address, id);
+                }
+                None if member => missing.push(address),
+                _ => {}
+            }
+        }
+        (known, missing)
     }
 
     fn change_backends(&mut self, live: Backends, new: &Backends, chosen: &Chosen, tables: &mut Tables) {
@@ -147,15 +146,11 @@ impl Programmed {
             } else {
                 tables.backends.wanted(&id.0).map(|row| row.generation).unwrap_or_default()
             };
-            let flags = match chosen.get(address) {
-                Some(Location::Local) => BackendFlags::LIVE.with(BackendFlags::LOCAL),
-                Some(Location::Remote) | None => BackendFlags::LIVE,
-            };
             let end = address.end();
             let row = Backend {
                 address: end.address,
                 port: end.port,
-                flags,
+                flags: chosen.get(address).copied().unwrap_or(BackendFlags::LIVE),
                 generation,
                 service: self.id,
                 reserved: 0,
@@ -164,25 +159,40 @@ impl Programmed {
         }
     }
 
-    fn change_run(&mut self, run: Run, tables: &mut Tables) {
-        if self.run == Some(run) {
-            return;
-        }
-        if let Some(old) = self.run.replace(run) {
-            tables.abandon_slots(old);
-            self.old_runs.push(old);
-        }
-        for (slot, id) in run.indices().zip(sorted(&self.live)) {
-            tables.slots.want(slot, id);
+    fn change_frontends(
+        &mut self,
+        frontends: &[(FrontendKey, FrontendFlags)],
+        affinity: SessionAffinity,
+        tables: &mut Tables,
+    ) {
+        let keys = frontends.iter().map(|(key, _)| *key).collect();
+        let before = mem::replace(&mut self.keys, keys);
+        self.dropped.extend(before);
+        self.dropped.retain(|key| !self.keys.contains(key));
+        for &(key, flags) in frontends {
+            let (inside, outside) = Set::of_frontend(flags);
+            let value = Frontend {
+                service: self.id,
+                flags,
+                affinity: affinity.seconds(),
+                slots: self.runs.slots(inside),
+                outside: outside.map_or(SlotRun::default(), |set| self.runs.slots(set)),
+            };
+            tables.want_frontend(key, value);
         }
     }
 
-    fn change_frontends(&mut self, keys: &[FrontendKey], value: Frontend, tables: &mut Tables) {
-        let before = mem::replace(&mut self.keys, keys.to_vec());
-        self.dropped.extend(before);
-        self.dropped.retain(|key| !keys.contains(key));
-        for &key in keys {
-            tables.want_frontend(key, value);
+    fn change_cluster_ip(&mut self, cluster_ip: Option<Addr>, now: Duration, tables: &mut Tables) {
+        let before = mem::replace(&mut self.cluster_ip, cluster_ip);
+        if before == cluster_ip {
+            return;
+        }
+        let Tables { addresses, filter, .. } = tables;
+        if let Some(address) = cluster_ip {
+            addresses.hold_cluster_ip(address, filter, now);
+        }
+        if let Some(address) = before {
+            addresses.release_cluster_ip(address, filter, now);
         }
     }
 
@@ -203,9 +213,8 @@ impl Programmed {
                 write(&mut tables.backends, id.0, io)?;
             }
             write(&mut tables.names, self.id, io)?;
-            for slot in self.run.into_iter().flat_map(Run::indices) {
-                write(&mut tables.slots, slot, io)?;
-            }
+            self.runs.install(tables, io)?;
+            self.admissions.install(tables, io)?;
         }
         for &key in &self.keys {
             // If another service port took it over since, the row is theirs to write.
@@ -224,12 +233,11 @@ impl Programmed {
         tables: &mut Tables,
         io: &mut I,
     ) -> Result<Progress, Failure<I::Error>> {
-        let led_by = |key: &FrontendKey| tables.frontends.actual(key).filter(|row| row.service == self.id);
-        let present = |row: &Frontend| {
-            Run { base: row.slots.base, len: row.slots.count } == self.run.unwrap_or(Run::EMPTY)
-        };
-        if self.dropped.iter().any(|key| led_by(key).is_some())
-            || self.keys.iter().filter_map(led_by).any(|row| !present(row))
+        let leads_here =
+            |key: &&FrontendKey| tables.frontends.actual(key).is_some_and(|row| row.service == self.id);
+        let is_stale = |key: &FrontendKey| tables.frontends.pending(key).is_some();
+        if self.dropped.iter().any(|key| leads_here(&key))
+            || self.keys.iter().filter(leads_here).any(is_stale)
         {
             return Ok(Progress::Waiting);
         }
@@ -240,9 +248,10 @@ impl Programmed {
                 return Err(failure);
             }
         }
-        for run in self.old_runs.drain(..) {
+        for run in self.runs.take_old() {
             tables.slot_space.release(run, now);
         }
+        self.admissions.retire(tables, io)?;
         if self.is_unwanted() {
             tables.names.unwant(self.id);
             delete(&mut tables.names, self.id, io)?;
@@ -252,9 +261,12 @@ impl Programmed {
     }
 }
 
-/// The backends of a run, in the one order that there is for them.
-fn sorted(live: &Backends) -> Vec<BackendId> {
-    let mut ids: Vec<BackendId> = live.values().copied().collect();
+/// The backends of a set, in the one order that there is for them.
+fn members(set: Set, live: &Backends, chosen: &Chosen) -> Vec<BackendId> {
+    let is_member =
+        |address: &BackendAddress| chosen.get(address).is_some_and(|flags| flags.contains(set.flag()));
+    let mut ids: Vec<BackendId> =
+        live.iter().filter(|(address, _)| is_member(address)).map(|(_, &id)| id).collect();
     ids.sort_unstable();
     ids
 }

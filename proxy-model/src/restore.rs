@@ -11,7 +11,7 @@ use proxy_common::{
     addresses::AddressFlags,
     backend::{Backend, BackendFlags, BackendId},
     filter::{AddressRoles, FilterLine},
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     ranges::SourceRange,
     tables::{AddressFilter, Backends, ServiceNames, Slots, SourceRanges, Table},
     tuple::Endpoint,
@@ -26,6 +26,7 @@ use crate::{
     io::TablesIo,
     name::ServicePortName,
     programmed::{Counters, Programmed},
+    runs::Set,
     tables::{Failure, Tables, delete},
 };
 
@@ -81,7 +82,8 @@ pub(crate) struct Leftovers {
     frontends: Vec<FrontendKey>,
     backends: BTreeMap<BackendId, Endpoint>,
     runs: Vec<Run>,
-    /// Ids that frontends carry although they have no name.
+    ranges: Vec<SourceRange>,
+    /// Ids that frontends or source ranges carry although they have no name.
     services: Vec<ServiceId>,
     names: Vec<ServiceId>,
 }
@@ -114,6 +116,7 @@ pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
     for (key, row) in frontends {
         adopted.adopt_frontend(key, row, &ports);
     }
+    adopted.adopt_ranges(&ports);
     adopted
 }
 
@@ -171,33 +174,45 @@ impl Adopted {
 
     fn adopt_frontend(&mut self, key: FrontendKey, row: Frontend, ports: &Ports) {
         let Self { tables, programmed, leftovers } = self;
-        tables.filter.hold(key.address, AddressRoles::FRONTEND);
+        tables.hold_frontend(key);
         let mut owner = ports.get(&row.service).and_then(|port| programmed.get_mut(port));
         match &mut owner {
             Some(owner) => owner.keys.push(key),
             None => leftovers.services.extend(tables.service_ids.claim(row.service)),
         }
-        let run = if row.slots.count == 0 {
-            Run::EMPTY
-        } else {
-            Run { base: row.slots.base, len: row.slots.count }
-        };
-        if owner.as_ref().is_some_and(|owner| owner.run == Some(run)) {
-            return;
-        }
-        let Some(leads_to) = coherent(run, tables) else {
-            return;
-        };
-        if tables.slot_space.claim(run).is_none() {
-            return;
-        }
-        match owner {
-            Some(owner) if owner.run.is_none() && leads_to.iter().all(|&service| service == owner.id) => {
-                owner.run = Some(run);
+        let (inside, outside) = Set::of_frontend(row.flags);
+        let runs = [(inside, row.slots)].into_iter().chain(outside.map(|set| (set, row.outside)));
+        for (set, SlotRun { base, count }) in runs {
+            let run = if count == 0 { Run::EMPTY } else { Run { base, len: count } };
+            if owner.as_ref().is_some_and(|owner| owner.runs.is_present(set, run)) {
+                continue;
             }
-            // Not to be overwritten before the frontend leads elsewhere.
-            Some(owner) => owner.old_runs.push(run),
-            None => leftovers.runs.push(run),
+            let Some(leads_to) = coherent(run, tables) else {
+                continue;
+            };
+            if tables.slot_space.claim(run).is_none() {
+                continue;
+            }
+            match &mut owner {
+                Some(owner) => {
+                    let serves = leads_to.iter().all(|&service| service == owner.id);
+                    owner.runs.adopt(set, run, serves);
+                }
+                None => leftovers.runs.push(run),
+            }
+        }
+    }
+
+    fn adopt_ranges(&mut self, ports: &Ports) {
+        let Self { tables, programmed, leftovers } = self;
+        for (&range, _) in tables.ranges.entries() {
+            match ports.get(&range.data.service).and_then(|port| programmed.get_mut(port)) {
+                Some(owner) => owner.admissions.adopt(range),
+                None => {
+                    leftovers.ranges.push(range);
+                    leftovers.services.extend(tables.service_ids.claim(range.data.service));
+                }
+            }
         }
     }
 }
@@ -239,14 +254,19 @@ impl Leftovers {
         for &id in &self.names {
             tables.names.unwant(id);
         }
+        for &range in &self.ranges {
+            tables.ranges.unwant(range);
+        }
+        tables.addresses.collect(&mut tables.filter, now);
     }
 
     /// Whether nothing is left.
     pub(crate) fn is_empty(&self) -> bool {
-        let Self { frontends, backends, runs, services, names } = self;
+        let Self { frontends, backends, runs, ranges, services, names } = self;
         frontends.is_empty()
             && backends.is_empty()
             && runs.is_empty()
+            && ranges.is_empty()
             && services.is_empty()
             && names.is_empty()
     }
@@ -278,6 +298,10 @@ impl Leftovers {
         }
         for run in self.runs.drain(..) {
             tables.slot_space.release(run, now);
+        }
+        while let Some(&range) = self.ranges.last() {
+            delete(&mut tables.ranges, range, io)?;
+            self.ranges.pop();
         }
         for id in self.services.drain(..) {
             tables.service_ids.release(id, now);

@@ -1,14 +1,13 @@
 //! From a Service to its service ports.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16};
+use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort as PortSpec, ServiceSpec};
-use proxy_common::{endian::Be16, frontend::FrontendKey, tuple::Endpoint};
 
 use crate::{
-    address::{parse_ip, unusable},
     change::ObjectName,
     error::Report,
+    external::{External, parse_vip},
     name::{Family, ServicePortName, Transport, is_name},
     policy::{SessionAffinity, TrafficPolicy},
 };
@@ -25,17 +24,32 @@ pub(crate) struct ServicePort {
     pub(crate) cluster_ip: IpAddr,
     /// `spec.ports[].port`.
     pub(crate) port: NonZeroU16,
+    /// `spec.ports[].nodePort`, if it has one (SP-01).
+    pub(crate) node_port: Option<NonZeroU16>,
     /// Which backends the ClusterIP leads to.
     pub(crate) internal: TrafficPolicy,
+    /// How it is reached from outside; the same for all ports of the family.
+    pub(crate) external: Arc<External>,
     /// Whether clients stay with their backends.
     pub(crate) affinity: SessionAffinity,
 }
 
 impl ServicePort {
-    /// What clients address to reach it.
-    pub(crate) fn frontends(&self) -> Vec<FrontendKey> {
-        let end = Endpoint { address: self.cluster_ip.into(), port: Be16::from_host(self.port.get()) };
-        vec![FrontendKey::new(end, self.name.transport.protocol())]
+    /// Whether it may be reached from outside the cluster. External addresses count even if they are not served (XIP-03).
+    fn is_external(&self) -> bool {
+        let External { external_ips, load_balancer_ips, .. } = &*self.external;
+        self.node_port.is_some() || !external_ips.is_empty() || !load_balancer_ips.is_empty()
+    }
+
+    /// Whether some clients reach backends on any node (SP-09, upstream `UsesClusterEndpoints`).
+    pub(crate) fn uses_cluster_set(&self) -> bool {
+        self.internal == TrafficPolicy::Cluster || self.is_external()
+    }
+
+    /// Whether some clients reach backends on this node only (SP-09, upstream `UsesLocalEndpoints`).
+    pub(crate) fn uses_local_set(&self) -> bool {
+        self.internal == TrafficPolicy::Local
+            || self.is_external() && self.external.policy == TrafficPolicy::Local
     }
 }
 
@@ -52,6 +66,10 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
     }
     let cluster_ips = cluster_ips(spec, report);
     let internal = TrafficPolicy::parse_internal(spec, report);
+    let external = External::parse(service, spec, report);
+    // SVC-08: in a family without a ClusterIP, nothing of the Service is served.
+    let families = cluster_ips.into_iter().map(|ip| (ip, Arc::new(external.of(Family::of(ip)))));
+    let families: Vec<(IpAddr, Arc<External>)> = families.collect();
     let affinity = SessionAffinity::parse(spec, report);
     let mut seen = BTreeSet::new();
     let mut ports = Vec::new();
@@ -63,16 +81,19 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             report.text(format!("spec.ports[{at}].name"), port_name, "is there twice");
             continue;
         }
-        ports.extend(cluster_ips.iter().map(|&cluster_ip| ServicePort {
+        let node_port = parse_node_port(at, port, report);
+        ports.extend(families.iter().map(|(cluster_ip, external)| ServicePort {
             name: ServicePortName {
                 service: object.clone(),
                 port: port_name.to_owned(),
                 transport,
-                family: Family::of(cluster_ip),
+                family: Family::of(*cluster_ip),
             },
-            cluster_ip,
+            cluster_ip: *cluster_ip,
             port: number,
+            node_port,
             internal,
+            external: Arc::clone(external),
             affinity,
         }));
     }
@@ -94,7 +115,7 @@ fn cluster_ips(spec: &ServiceSpec, report: &mut Report<'_>) -> Vec<IpAddr> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     if families.is_empty() {
         let single = spec.cluster_ip.as_deref().unwrap_or_default();
-        return parse_vip("spec.clusterIP".to_owned(), single, report).into_iter().collect();
+        return parse_vip(|| "spec.clusterIP".to_owned(), single, report).into_iter().collect();
     }
     let texts = spec.cluster_ips.as_deref().unwrap_or_default();
     let mut found = Vec::new();
@@ -106,29 +127,17 @@ fn cluster_ips(spec: &ServiceSpec, report: &mut Report<'_>) -> Vec<IpAddr> {
         let Some(text) = texts.get(at) else {
             continue;
         };
-        let field = format!("spec.clusterIPs[{at}]");
-        let Some(ip) = parse_vip(field.clone(), text, report) else {
+        let field = || format!("spec.clusterIPs[{at}]");
+        let Some(ip) = parse_vip(field, text, report) else {
             continue;
         };
         if Family::of(ip) != family {
-            report.text(field, text, "is not of the family that spec.ipFamilies says");
+            report.text(field(), text, "is not of the family that spec.ipFamilies says");
         } else if !found.iter().any(|&other| Family::of(other) == family) {
             found.push(ip);
         }
     }
     found
-}
-
-fn parse_vip(field: String, text: &str, report: &mut Report<'_>) -> Option<IpAddr> {
-    let Some(ip) = parse_ip(text) else {
-        report.text(field, text, "is not an IP address");
-        return None;
-    };
-    if let Some(reason) = unusable(ip) {
-        report.text(field, text, reason);
-        return None;
-    }
-    Some(ip)
 }
 
 fn parse_port<'a>(
@@ -147,21 +156,24 @@ fn parse_port<'a>(
     Some((name, transport, number))
 }
 
-/// A protocol as Services and slices write it; TCP if they do not (EPS-08). `None` without complaint for SCTP.
+/// SP-01.
+fn parse_node_port(at: usize, port: &PortSpec, report: &mut Report<'_>) -> Option<NonZeroU16> {
+    let number = port.node_port.filter(|number| *number != 0)?;
+    parse_port_number(|| format!("spec.ports[{at}].nodePort"), number, report)
+}
+
+/// A protocol as Services and slices write it; TCP if they do not (EPS-08).
 pub(crate) fn parse_transport(
     field: impl FnOnce() -> String,
     text: Option<&str>,
     report: &mut Report<'_>,
 ) -> Option<Transport> {
-    match text {
-        None | Some("" | "TCP") => Some(Transport::Tcp),
-        Some("UDP") => Some(Transport::Udp),
-        Some("SCTP") => None,
-        Some(other) => {
-            report.text(field(), other, "is not TCP, UDP or SCTP");
-            None
-        }
+    let text = text.filter(|text| !text.is_empty()).unwrap_or("TCP");
+    let transport = Transport::ALL.into_iter().find(|known| known.as_str() == text);
+    if transport.is_none() {
+        report.text(field(), text, "is not TCP, UDP or SCTP");
     }
+    transport
 }
 
 /// A port number.
@@ -216,6 +228,25 @@ mod tests {
         assert_eq!(ports, ["default/web/TCP/IPv4 = 10.96.0.1:443"]);
     }
 
+    /// SP-01, PROTO-01, SVC-08.
+    #[test]
+    fn every_protocol_has_ports_and_node_ports() {
+        let spec = json!({ "clusterIP": "10.96.0.1", "ports": [
+            { "name": "a", "port": 80, "nodePort": 30080 }, { "name": "b", "port": 80, "protocol": "UDP", "nodePort": 0 },
+            { "name": "c", "port": 80, "protocol": "SCTP", "nodePort": 65536 },
+        ]});
+        let object = ObjectName { namespace: "default".to_owned(), name: "web".to_owned() };
+        let service: Service = serde_json::from_value(json!({ "spec": spec })).unwrap();
+        let mut report = Report::new(Kind::Service, &object);
+        let ports = parse(&object, &service, &mut report);
+        let found: Vec<_> =
+            ports.iter().map(|port| (port.name.to_string(), port.node_port.map(NonZeroU16::get))).collect();
+        let expected = [("a/TCP", Some(30_080)), ("b/UDP", None), ("c/SCTP", None)];
+        assert_eq!(found, expected.map(|(name, port)| (format!("default/web:{name}/IPv4"), port)));
+        let errors: Vec<_> = report.finish().iter().map(ToString::to_string).collect();
+        assert_eq!(errors, ["Service default/web: spec.ports[2].nodePort: 65536 is not a port (1-65535)"]);
+    }
+
     #[test]
     fn services_without_a_vip_have_no_ports() {
         for spec in [
@@ -224,7 +255,6 @@ mod tests {
             json!({ "ports": [{ "port": 80 }] }),
             json!({ "clusterIP": "10.96.0.1", "type": "ExternalName", "ports": [{ "port": 80 }] }),
             json!({ "clusterIP": "10.96.0.1" }),
-            json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80, "protocol": "SCTP" }] }),
             json!({ "clusterIP": "fd00::1", "clusterIPs": ["fd00::1"], "ipFamilies": ["IPv4", "IPv6"] }),
         ] {
             let text = spec.to_string();

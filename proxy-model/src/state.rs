@@ -80,7 +80,10 @@ impl State {
                 if change.zone {
                     self.reconsider_zones();
                 }
-                self.node_addresses_changed |= change.addresses;
+                if change.addresses {
+                    self.reconsider_sources();
+                    self.node_addresses_changed = true;
+                }
                 news
             }
         }
@@ -136,6 +139,15 @@ impl State {
                 .any(|endpoint| !endpoint.hints.zones.is_empty())
         });
         dirty.extend(zoned.map(|(service, _)| service.clone()));
+    }
+
+    /// This node has another address: Services whose load balancers admit some sources only are affected (LBSR-07).
+    fn reconsider_sources(&mut self) {
+        let Self { services, dirty, .. } = self;
+        let restricted =
+            |service: &ParsedService| service.ports.iter().any(|port| port.external.is_restricted());
+        dirty
+            .extend(services.iter().filter(|(_, service)| restricted(service)).map(|(name, _)| name.clone()));
     }
 
     fn take_in<K: Object>(&mut self, event: Event<K>) -> Vec<ObjectError> {

@@ -23,8 +23,8 @@ use crate::{
 
 /// What the kernel has, what it should have, and which numbers are taken.
 ///
-/// The filter counts what is here: one holder of the frontend role per frontend row, wanted or actual; one of the
-/// backend role per backend id that is not free.
+/// The filter counts what is here: one holder of the frontend role per frontend row that has an address, wanted or
+/// actual; one of the backend role per backend id that is not free; and those of the address table.
 #[derive(Debug)]
 pub(crate) struct Tables {
     pub(crate) backends: Delta<Backends>,
@@ -72,7 +72,7 @@ impl Tables {
     /// The frontend should be this.
     pub(crate) fn want_frontend(&mut self, key: FrontendKey, value: Frontend) {
         if self.frontends.actual(&key).is_none() && self.frontends.pending(&key).is_none() {
-            self.filter.hold(key.address, AddressRoles::FRONTEND);
+            self.hold_frontend(key);
         }
         self.frontends.want(key, value);
     }
@@ -80,9 +80,27 @@ impl Tables {
     /// The frontend should not be there.
     pub(crate) fn unwant_frontend(&mut self, key: FrontendKey, now: Duration) {
         if self.frontends.actual(&key).is_none() && self.frontends.pending(&key).is_some() {
-            self.filter.release(key.address, AddressRoles::FRONTEND, now);
+            self.release_frontend(key, now);
         }
         self.frontends.unwant(key);
+    }
+
+    /// There is one more frontend. Node ports have no address of their own to be met by: the node's have a role.
+    pub(crate) fn hold_frontend(&mut self, key: FrontendKey) {
+        if !key.is_node_port() {
+            self.filter.hold(key.address, AddressRoles::FRONTEND);
+        }
+    }
+
+    fn release_frontend(&mut self, key: FrontendKey, now: Duration) {
+        if !key.is_node_port() {
+            self.filter.release(key.address, AddressRoles::FRONTEND, now);
+        }
+    }
+
+    /// Whether the kernel takes the backend with this id for alive.
+    pub(crate) fn is_live(&self, id: BackendId) -> bool {
+        self.backends.actual(&id.0).is_some_and(|row| row.flags.contains(BackendFlags::LIVE))
     }
 
     /// The ids in a run of slots, as they should be.
@@ -128,7 +146,7 @@ impl Tables {
         io: &mut I,
     ) -> Result<(), Failure<I::Error>> {
         if delete(&mut self.frontends, key, io)? == Deletion::Done {
-            self.filter.release(key.address, AddressRoles::FRONTEND, now);
+            self.release_frontend(key, now);
         }
         Ok(())
     }
