@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proxy_model::{Capacities, Model, Restored};
+use proxy_model::{Capacities, Model, Options, Restored};
 use serde_json::{Value, json};
 
 use crate::common::{
@@ -24,7 +24,7 @@ fn many(service: &str, count: u32) -> k8s_openapi::api::discovery::v1::EndpointS
 const SMALL: Capacities = Capacities { services: 8, backends: 200, slots: 400 };
 
 fn empty() -> (Model, Memory) {
-    (Model::with_capacities("node-a", Restored::default(), SMALL), Memory::default())
+    (Model::with_capacities(Options::on_node("node-a"), Restored::default(), SMALL), Memory::default())
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn the_tables_can_be_filled_to_the_last_entry_and_found_again() {
     assert!(memory.backends.keys().all(|id| *id < SMALL.backends));
     assert!(memory.slots.keys().all(|slot| *slot < SMALL.slots));
 
-    let mut again = Model::with_capacities("node-a", memory.restored(), SMALL);
+    let mut again = Model::with_capacities(Options::on_node("node-a"), memory.restored(), SMALL);
     replace(&mut again, services, slices);
     memory.attempts = 0;
     assert!(settle(&mut again, Duration::ZERO, &mut memory).is_empty());

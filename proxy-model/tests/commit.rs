@@ -7,7 +7,7 @@ use proxy_common::backend::{BackendFlags, BackendId, Generation};
 use proxy_model::{Change, Event, Model, Restored};
 
 use crate::common::{
-    Memory,
+    Memory, model_on,
     objects::{apply, delete, replace, service, slice},
     settle,
 };
@@ -20,7 +20,7 @@ fn at(seconds: u64) -> Duration {
 
 /// `default/web` with the given backends, committed at second 0.
 fn web(addresses: &[&str]) -> (Model, Memory) {
-    let (mut model, mut memory) = (Model::new("node-a", Restored::default()), Memory::default());
+    let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
     replace(&mut model, vec![service("web", VIP)], vec![slice("web", addresses)]);
     assert!(settle(&mut model, at(0), &mut memory).is_empty());
     (model, memory)
@@ -36,7 +36,7 @@ fn id_of(memory: &Memory, address: &str) -> BackendId {
 
 #[test]
 fn nothing_is_written_before_both_lists_have_arrived() {
-    let (mut model, mut memory) = (Model::new("node-a", Restored::default()), Memory::default());
+    let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
     apply(&mut model, service("web", VIP));
     apply(&mut model, slice("web", &["10.0.0.1"]));
     model.apply(Change::Service(Event::Replace(vec![service("web", VIP)])));
@@ -57,7 +57,7 @@ fn a_restart_with_the_same_objects_writes_nothing() {
     apply(&mut model, slice("web", &["10.0.0.2!", "10.0.0.3"]));
     settle(&mut model, at(5), &mut memory);
 
-    let mut again = Model::new("node-a", memory.restored());
+    let mut again = model_on(memory.restored());
     replace(&mut again, vec![service("web", VIP)], vec![slice("web", &["10.0.0.3", "10.0.0.2!"])]);
     memory.attempts = 0;
     settle(&mut again, at(0), &mut memory);
@@ -69,7 +69,7 @@ fn a_restart_with_the_same_objects_writes_nothing() {
 #[test]
 fn what_was_deleted_during_the_restart_goes_only_after_the_lists() {
     let (_, mut memory) = web(&["10.0.0.1"]);
-    let mut model = Model::new("node-a", memory.restored());
+    let mut model = model_on(memory.restored());
     settle(&mut model, at(0), &mut memory);
     assert_eq!(memory.frontends.len(), 1);
     replace(&mut model, vec![], vec![]);
@@ -130,7 +130,7 @@ fn an_id_rests_before_it_names_another_backend_of_the_next_generation() {
 #[test]
 fn slots_in_use_by_a_program_are_not_overwritten_at_once() {
     let (mut model, mut memory) = web(&["10.0.0.1", "10.0.0.2"]);
-    let run = |memory: &Memory| memory.frontends.values().next().unwrap().slot_base;
+    let run = |memory: &Memory| memory.frontends.values().next().unwrap().slots.base;
     let first = run(&memory);
     let content = memory.slots.clone();
     for (address, millis) in [("10.0.0.3", 100), ("10.0.0.4", 200), ("10.0.0.5", 300)] {
@@ -173,7 +173,7 @@ fn counters_are_zeroed_for_each_new_service_and_never_while_it_counts() {
 fn every_single_failed_write_is_made_up_for_and_harms_no_other_service() {
     let steps: [&[&str]; 4] = [&["10.0.0.1", "10.0.0.2!"], &["10.0.0.2!", "10.0.0.3"], &[], &["10.0.0.4"]];
     for failing in 0..60 {
-        let (mut model, mut memory) = (Model::new("node-a", Restored::default()), Memory::default());
+        let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
         memory.failures.insert(failing);
         replace(&mut model, vec![service("other", "10.96.0.9")], vec![slice("other", &["10.9.0.1"])]);
         for (step, addresses) in steps.iter().enumerate() {

@@ -7,6 +7,7 @@ use proxy_common::{drop::DropReason, filter::AddressRoles, flow::TcpFlags, lb::V
 use proxy_model::{Change, Event, Model};
 
 use crate::common::{
+    model_on,
     node::{Node, end},
     objects::{apply, delete},
 };
@@ -264,7 +265,7 @@ fn flows_outlive_the_agent() {
     let mut node = node();
     let backend = connect(&node, CLIENT, WEB);
     let resolver = node.reach(CLIENT, DNS, UDP, NONE);
-    node.model = Model::new("node-a", node.memory.restored());
+    node.model = model_on(node.memory.restored());
     list(&mut node.model);
     node.settle();
     assert_eq!(node.reach(CLIENT, WEB, TCP, ACK), backend);

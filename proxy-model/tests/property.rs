@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proxy_model::{Change, Event, Model, ObjectName, Restored};
 use serde_json::{Value, json};
 
-use crate::common::{Memory, objects::node_in, settle};
+use crate::common::{Memory, model_on, objects::node_in, settle};
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -122,7 +122,7 @@ impl Cluster {
     }
 
     fn fresh(&self) -> Memory {
-        let (mut model, mut memory) = (Model::new("node-a", Restored::default()), Memory::default());
+        let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
         self.list(&mut model);
         settle(&mut model, Duration::ZERO, &mut memory);
         memory
@@ -134,7 +134,7 @@ proptest! {
 
     #[test]
     fn tables_follow_the_objects(actions in prop::collection::vec(action(), 1..40)) {
-        let (mut model, mut memory) = (Model::new("node-a", Restored::default()), Memory::default());
+        let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
         let mut cluster = Cluster::default();
         let mut now = Duration::ZERO;
         cluster.list(&mut model);
@@ -165,7 +165,7 @@ proptest! {
                 }
                 Action::Relist => cluster.list(&mut model),
                 Action::Restart => {
-                    model = Model::new("node-a", memory.restored());
+                    model = model_on(memory.restored());
                     cluster.list(&mut model);
                 }
                 Action::Commit { millis } => {
@@ -188,7 +188,7 @@ proptest! {
         prop_assert_eq!(memory.live(), counts.backends);
         prop_assert_eq!(memory.names.len(), counts.service_ports);
         // Nothing is left to do for an agent that starts now.
-        let mut again = Model::new("node-a", memory.restored());
+        let mut again = model_on(memory.restored());
         cluster.list(&mut again);
         let attempts = memory.attempts;
         settle(&mut again, now, &mut memory);

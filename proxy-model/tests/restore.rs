@@ -4,40 +4,62 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proxy_common::{
+    addresses::AddressFlags,
     backend::{Backend, BackendFlags, BackendId},
     endian::Be16,
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRun},
+    ranges::SourceRange,
     tables::{Backends, NAME_BYTES, Slots, Table as _},
     tuple::{Endpoint, Protocol},
 };
 use proxy_model::{Model, Restored};
+use serde_json::json;
 
 use crate::common::{
-    Checks, Memory,
-    objects::{replace, service, slice},
+    Checks, Memory, model_on,
+    objects::{load_balancer, replace, service, slice},
     settle,
 };
 
 const EXPECTED: &str = "\
+0.0.0.0:30080/TCP default/shop:http/TCP/IPv4 -> 10.0.0.1:8080, 10.0.0.3:8080 (local); outside -> 10.0.0.3:8080 (local)
 10.96.0.1:80/TCP default/web:http/TCP/IPv4 -> 10.0.0.1:8080, 10.0.0.2:8080 (local)
-10.96.0.2:80/TCP default/shop:http/TCP/IPv4 -> 10.0.0.1:8080, 10.0.0.3:8080
+10.96.0.2:80/TCP default/shop:http/TCP/IPv4 -> 10.0.0.1:8080, 10.0.0.3:8080 (local)
 10.96.0.3:80/TCP default/idle:http/TCP/IPv4 -> refuse
+192.0.2.1:80/TCP default/shop:http/TCP/IPv4 (from 10.0.0.0/8 203.0.113.0/24) -> 10.0.0.1:8080, 10.0.0.3:8080 (local); outside -> 10.0.0.3:8080 (local)
+";
+
+const ADDRESSES: &str = "\
+10.96.0.1 {\"cluster-ip\"}
+10.96.0.2 {\"cluster-ip\"}
+10.96.0.3 {\"cluster-ip\"}
+192.0.2.9 {\"node\", \"node-ports\"}
 ";
 
 fn started_on(restored: Restored) -> Model {
-    let mut model = Model::new("node-a", restored);
+    let mut model = model_on(restored);
+    let shop = json!({
+        "clusterIP": "10.96.0.2", "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "loadBalancerSourceRanges": ["10.0.0.0/8", "203.0.113.0/24"],
+        "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }],
+    });
     replace(
         &mut model,
-        vec![service("web", "10.96.0.1"), service("shop", "10.96.0.2"), service("idle", "10.96.0.3")],
-        vec![slice("web", &["10.0.0.1", "10.0.0.2!"]), slice("shop", &["10.0.0.1", "10.0.0.3"])],
+        vec![
+            service("web", "10.96.0.1"),
+            load_balancer("shop", shop, &["192.0.2.1"]),
+            service("idle", "10.96.0.3"),
+        ],
+        vec![slice("web", &["10.0.0.1", "10.0.0.2!"]), slice("shop", &["10.0.0.1", "10.0.0.3!"])],
     );
+    model.set_node_addresses(["192.0.2.9", "127.0.0.1"].map(|ip| ip.parse().unwrap()));
     model
 }
 
 fn good() -> Memory {
     let mut memory = Memory::default();
     settle(&mut started_on(Restored::default()), Duration::ZERO, &mut memory);
-    assert_eq!(memory.render(), EXPECTED);
+    assert_eq!((memory.render().as_str(), memory.render_addresses().as_str()), (EXPECTED, ADDRESSES));
     memory
 }
 
@@ -47,8 +69,9 @@ fn repaired(mut memory: Memory) -> Memory {
     let mut model = started_on(memory.restored());
     settle(&mut model, Duration::ZERO, &mut memory);
     memory.consistency().unwrap();
-    assert_eq!(memory.render(), EXPECTED);
-    assert_eq!((memory.live(), memory.names.len()), (4, 3));
+    memory.marks().unwrap();
+    assert_eq!((memory.render().as_str(), memory.render_addresses().as_str()), (EXPECTED, ADDRESSES));
+    assert_eq!((memory.live(), memory.names.len(), memory.ranges.len()), (4, 3, 2));
     assert!(!model.is_unfinished());
     assert_eq!(model.problems().count(), 0);
     memory.attempts = 0;
@@ -65,7 +88,8 @@ fn key(address: [u8; 4]) -> FrontendKey {
 #[test]
 fn frontends_of_a_service_without_a_name_are_deleted() {
     let mut memory = good();
-    let row = Frontend { service: ServiceId(700), slot_base: 5, slot_count: 2, ..Frontend::default() };
+    let row =
+        Frontend { service: ServiceId(700), slots: SlotRun { base: 5, count: 2 }, ..Frontend::default() };
     memory.frontends.insert(key([10, 96, 9, 9]), row);
     repaired(memory);
 }
@@ -75,7 +99,15 @@ fn frontends_whose_runs_overlap_get_runs_of_their_own() {
     let mut memory = good();
     let web = memory.frontends[&key([10, 96, 0, 1])];
     let shop = memory.frontends.get_mut(&key([10, 96, 0, 2])).unwrap();
-    shop.slot_base = web.slot_base + 1;
+    shop.slots.base = web.slots.base + 1;
+    repaired(memory);
+}
+
+#[test]
+fn the_sets_inside_and_outside_may_not_share_slots() {
+    let mut memory = good();
+    let shop = memory.frontends.get_mut(&key([192, 0, 2, 1])).unwrap();
+    shop.outside = shop.slots;
     repaired(memory);
 }
 
@@ -86,7 +118,7 @@ fn runs_beyond_the_table_are_replaced() {
     {
         let mut memory = good();
         let web = memory.frontends.get_mut(&key([10, 96, 0, 1])).unwrap();
-        (web.slot_base, web.slot_count) = (base, count);
+        web.slots = SlotRun { base, count };
         repaired(memory);
     }
 }
@@ -125,6 +157,28 @@ fn padded(text: &[u8; 21]) -> [u8; NAME_BYTES] {
 }
 
 #[test]
+fn source_ranges_of_nobody_and_of_somebody_else_are_deleted() {
+    let mut memory = good();
+    let everybody = |service| SourceRange::new(ServiceId(service), std::net::IpAddr::from([0; 4]).into(), 0);
+    for service in 0..5 {
+        memory.ranges.insert(everybody(service), 1);
+    }
+    memory.ranges.insert(everybody(u32::MAX), 7);
+    repaired(memory);
+}
+
+#[test]
+fn addresses_that_are_something_else_by_now_are_put_right() {
+    let mut memory = good();
+    let all = AddressFlags::CLUSTER_IP.with(AddressFlags::NODE).with(AddressFlags::NODE_PORTS);
+    for address in ["10.96.0.1", "10.96.9.9", "192.0.2.9", "127.0.0.1", "::1"] {
+        memory.addresses.insert(address.parse::<std::net::IpAddr>().unwrap().into(), all);
+    }
+    memory.addresses.insert(std::net::IpAddr::from([192, 0, 2, 10]).into(), AddressFlags(0x100));
+    repaired(memory);
+}
+
+#[test]
 fn a_service_without_its_name_is_built_anew() {
     let mut memory = good();
     memory.names.clear();
@@ -151,43 +205,61 @@ fn a_generation_never_goes_back() {
 
 #[derive(Clone, Debug)]
 enum Damage {
-    Frontend { at: usize, service: u32, base: u32, count: u32 },
+    Frontend { at: usize, service: u32, flags: u32, slots: (u32, u32), outside: (u32, u32) },
     Slot { at: u32, id: u32 },
     Backend { id: u32, service: u32, flags: u16, address: u8, port: u16 },
     NoBackend { id: u32 },
     NoName { id: u32 },
+    Range { service: u32, length: u32 },
+    NoRanges,
+    Address { address: u8, flags: u32 },
     NoFilter,
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
+    let run = || (0..10u32, 0..5u32);
     prop_oneof![
-        (0..4usize, 0..5u32, 0..8u32, 0..5u32).prop_map(|(at, service, base, count)| Damage::Frontend {
-            at,
-            service,
-            base,
-            count
+        (0..7usize, 0..5u32, 0..64u32, run(), run()).prop_map(|(at, service, flags, slots, outside)| {
+            Damage::Frontend { at, service, flags, slots, outside }
         }),
-        (0..8u32, 0..6u32).prop_map(|(at, id)| Damage::Slot { at, id }),
-        (0..6u32, 0..5u32, 0..4u16, 0..4u8, prop_oneof![Just(8080u16), Just(0)]).prop_map(
+        (0..10u32, 0..6u32).prop_map(|(at, id)| Damage::Slot { at, id }),
+        (0..6u32, 0..5u32, 0..16u16, 0..4u8, prop_oneof![Just(8080u16), Just(0)]).prop_map(
             |(id, service, flags, address, port)| Damage::Backend { id, service, flags, address, port }
         ),
         (0..6u32).prop_map(|id| Damage::NoBackend { id }),
         (0..4u32).prop_map(|id| Damage::NoName { id }),
+        (0..5u32, 0..33u32).prop_map(|(service, length)| Damage::Range { service, length }),
+        Just(Damage::NoRanges),
+        (0..4u8, 0..8u32).prop_map(|(address, flags)| Damage::Address { address, flags }),
         Just(Damage::NoFilter),
     ]
 }
 
+/// The frontends that damage is done to: some that are wanted, some that are not.
+fn damaged_key(at: usize) -> FrontendKey {
+    match u8::try_from(at).unwrap() {
+        4 => key([192, 0, 2, 1]),
+        port @ 5.. => {
+            let end =
+                Endpoint { address: key([0; 4]).address, port: Be16::from_host(30_075 + u16::from(port)) };
+            FrontendKey::node_port(end, Protocol::TCP)
+        }
+        host => key([10, 96, 0, host]),
+    }
+}
+
 fn inflict(memory: &mut Memory, damage: Damage) {
+    let run = |(base, count)| SlotRun { base, count };
     match damage {
-        Damage::Frontend { at, service, base, count } => {
-            let key = key([10, 96, 0, u8::try_from(at).unwrap()]);
+        Damage::Frontend { at, service, flags, slots, outside } => {
             let row = Frontend {
                 service: ServiceId(service),
-                slot_base: base,
-                slot_count: count,
-                ..Frontend::default()
+                flags: FrontendFlags(flags),
+                affinity: 0,
+                slots: run(slots),
+                outside: run(outside),
             };
-            memory.frontends.insert(key, row);
+            memory.frontends.insert(damaged_key(at), row);
         }
         Damage::Slot { at, id } => {
             memory.slots.insert(at, BackendId(id));
@@ -204,6 +276,15 @@ fn inflict(memory: &mut Memory, damage: Damage) {
         }
         Damage::NoName { id } => {
             memory.names.remove(&ServiceId(id));
+        }
+        Damage::Range { service, length } => {
+            let everywhere = std::net::IpAddr::from([0; 4]).into();
+            memory.ranges.insert(SourceRange::new(ServiceId(service), everywhere, length), length);
+        }
+        Damage::NoRanges => memory.ranges.clear(),
+        Damage::Address { address, flags } => {
+            let address = std::net::IpAddr::from([10, 96, 0, address]).into();
+            memory.addresses.insert(address, AddressFlags(flags));
         }
         Damage::NoFilter => memory.filter.clear(),
     }

@@ -1,17 +1,19 @@
 //! Runs the stories in `scenarios/`: objects come and go, and after each step the tables read as the file says.
 //!
 //! A file consists of sections. `== apply` is followed by YAML documents, `== delete` by lines like `Service
-//! default/web`, `== replace` by all the objects that a fresh list contains. `== expect` ends a step and is followed
-//! by the frontends as text, `== problems` by what the model complains about (nothing, if left out). This node is
-//! `node-a`. However the objects of a step arrive, the tables must come out the same, so each file runs in several ways.
+//! default/web`, `== replace` by all the objects that a fresh list contains, `== interfaces` by the addresses that the
+//! node has from now on. `== expect` ends a step and is followed by the frontends as text, `== addresses` by the address
+//! table (anything, if left out), `== problems` by what the model complains about (nothing, if left out). `== options`
+//! comes first, if at all. This node is `node-a`. However the objects of a step arrive, the tables must come out the
+//! same, so each file runs in several ways.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path, time::Duration};
 
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_model::{Change, Event, Model, ObjectName, Restored};
+use proxy_model::{Change, DetectLocal, Event, Model, ObjectName, Options};
 use serde_json::Value;
 
 use crate::common::{Memory, settle};
@@ -67,7 +69,9 @@ struct Step {
     /// `None` for a deletion.
     changes: Vec<(Key, Option<Object>)>,
     replace: Option<Objects>,
+    interfaces: Option<Vec<IpAddr>>,
     expected: String,
+    addresses: Option<String>,
     problems: String,
 }
 
@@ -81,17 +85,19 @@ fn every_scenario_ends_in_the_same_tables_in_every_way() {
     assert!(!files.is_empty());
     for file in files {
         let name = file.file_name().unwrap().to_string_lossy();
-        let steps = parse(&name, &fs::read_to_string(&file).unwrap());
+        let (options, steps) = parse(&name, &fs::read_to_string(&file).unwrap());
         for way in WAYS {
-            run(&name, &steps, way);
+            run(&name, &options, &steps, way);
         }
     }
 }
 
-fn run(name: &str, steps: &[Step], way: Way) {
-    let (mut model, mut memory) = (Model::new("node-a", Restored::default()), Memory::default());
+fn run(name: &str, options: &Options, steps: &[Step], way: Way) {
+    let mut memory = Memory::default();
+    let mut model = Model::new(options.clone(), memory.restored());
     list(&mut model, &Objects::new());
     let mut objects = Objects::new();
+    let mut interfaces = None;
     for (at, step) in steps.iter().enumerate() {
         let now = Duration::from_millis(700 * at as u64);
         let mut changes = step.changes.clone();
@@ -104,6 +110,7 @@ fn run(name: &str, steps: &[Step], way: Way) {
         if let Some(all) = &step.replace {
             objects = all.clone();
         }
+        interfaces = step.interfaces.clone().or(interfaces);
         match way {
             Way::Reversed | Way::OneByOneReversed => changes.reverse(),
             Way::SlicesFirst => changes.sort_by_key(|(key, _)| key.0),
@@ -111,7 +118,7 @@ fn run(name: &str, steps: &[Step], way: Way) {
                 changes = changes.into_iter().flat_map(|change| [change.clone(), change]).collect();
             }
             Way::Restarted => {
-                model = Model::new("node-a", memory.restored());
+                model = Model::new(options.clone(), memory.restored());
                 list(&mut model, &objects);
                 changes.clear();
             }
@@ -126,9 +133,16 @@ fn run(name: &str, steps: &[Step], way: Way) {
         if step.replace.is_some() {
             list(&mut model, &objects);
         }
+        if let Some(addresses) = &interfaces {
+            model.set_node_addresses(addresses.iter().copied());
+        }
         settle(&mut model, now, &mut memory);
         let what = format!("{name}, step {}, {way:?}", at + 1);
         assert_eq!(memory.render(), step.expected, "{what}");
+        if let Some(addresses) = &step.addresses {
+            assert_eq!(memory.render_addresses(), *addresses, "{what}");
+        }
+        assert_eq!(memory.marks(), Ok(()), "{what}");
         let problems: String = model.problems().map(|problem| format!("{problem}\n")).collect();
         assert_eq!(problems, step.problems, "{what}");
         assert!(!model.is_unfinished(), "{what}");
@@ -162,17 +176,20 @@ fn change((kind, name): Key, object: Option<Object>) -> Change {
     }
 }
 
-fn parse(file: &str, text: &str) -> Vec<Step> {
+fn parse(file: &str, text: &str) -> (Options, Vec<Step>) {
+    let mut options = Options::on_node("node-a");
     let mut steps = vec![Step::default()];
     let mut ended = false;
     for section in text.split("\n== ").skip(1) {
         let (title, body) = section.split_once('\n').unwrap_or((section, ""));
-        if ended && title != "problems" {
+        if ended && !["problems", "addresses"].contains(&title.trim()) {
             steps.push(Step::default());
             ended = false;
         }
         let step = steps.last_mut().unwrap();
         match title.trim() {
+            "options" => lines(body).for_each(|line| option(line, &mut options)),
+            "interfaces" => step.interfaces = Some(lines(body).map(|line| line.parse().unwrap()).collect()),
             "apply" => step.changes.extend(objects(file, body).map(|(key, object)| (key, Some(object)))),
             "delete" => step.changes.extend(lines(body).map(|line| (key_of_line(line), None))),
             "replace" => step.replace = Some(objects(file, body).collect()),
@@ -180,11 +197,25 @@ fn parse(file: &str, text: &str) -> Vec<Step> {
                 step.expected = lines(body).map(|line| format!("{line}\n")).collect();
                 ended = true;
             }
+            "addresses" => step.addresses = Some(lines(body).map(|line| format!("{line}\n")).collect()),
             "problems" => step.problems = lines(body).map(|line| format!("{line}\n")).collect(),
             other => panic!("{file}: what is a section {other:?}?"),
         }
     }
-    steps
+    (options, steps)
+}
+
+/// A line as in kube-proxy's configuration.
+fn option(line: &str, options: &mut Options) {
+    let (name, value) = line.split_once(' ').unwrap_or((line, ""));
+    match name {
+        "nodePortAddresses" => options.node_port_addresses = value.parse().unwrap(),
+        "clusterCIDR" => options.detect_local = DetectLocal::cluster_cidr(value).unwrap(),
+        "bindAddress" => options.bind_address = Some(value.parse().unwrap()),
+        "masqueradeAll" => options.masquerade_all = true,
+        "withoutExternalIPs" => options.external_ips = false,
+        other => panic!("what is an option {other:?}?"),
+    }
 }
 
 fn lines(body: &str) -> impl Iterator<Item = &str> {

@@ -23,7 +23,7 @@ use proxy_common::{
 };
 use proxy_model::{Model, Restored};
 
-use super::{Memory, settle};
+use super::{Memory, model_on, settle};
 
 /// A node called `node-a` whose clock ticks once a second.
 pub(crate) struct Node {
@@ -43,7 +43,7 @@ pub(crate) struct Entry(&'static Cell<FlowEntry>);
 impl Node {
     pub(crate) fn new() -> Self {
         Self {
-            model: Model::new("node-a", Restored::default()),
+            model: model_on(Restored::default()),
             memory: Memory::default(),
             flows: RefCell::default(),
             affinities: RefCell::default(),

@@ -18,6 +18,13 @@ pub(crate) fn service_with(name: &str, spec: Value) -> Service {
         .unwrap()
 }
 
+/// The same with these addresses of its load balancer.
+pub(crate) fn load_balancer(name: &str, spec: Value, ips: &[&str]) -> Service {
+    let ingress: Vec<Value> = ips.iter().map(|ip| json!({ "ip": ip })).collect();
+    let status = json!({ "loadBalancer": { "ingress": ingress } });
+    Service { status: Some(serde_json::from_value(status).unwrap()), ..service_with(name, spec) }
+}
+
 /// A slice `default/<service>-1` whose addresses serve `http` at port 8080. Addresses that end in `!` are on node-a.
 pub(crate) fn slice(service: &str, addresses: &[&str]) -> EndpointSlice {
     slice_with(service, addresses, json!([{ "name": "http", "port": 8080, "protocol": "TCP" }]))
