@@ -162,17 +162,15 @@ impl SourcePorts {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "less than the number of ports")]
     pub const fn choose(&self, random: u32) -> u16 {
-        let mut at = (random as u64 * self.total as u64 >> 32) as u16;
+        let at = (random as u64 * self.total as u64 >> 32) as u32;
         let [a, b, c] = self.ranges;
-        if at < a.count {
-            return a.first + at;
-        }
-        at = at.wrapping_sub(a.count);
-        if at < b.count {
-            return b.first + at;
-        }
-        at = at.wrapping_sub(b.count);
-        c.first.wrapping_add(at)
+        // Without branches: the programs ask in a loop, and the verifier would follow each way through it.
+        let beyond_a = (at >= a.count as u32) as u32;
+        let beyond_b = (at >= a.count as u32 + b.count as u32) as u32;
+        let skipped = beyond_a * a.count as u32 + beyond_b * b.count as u32;
+        let to_b = beyond_a.wrapping_mul((b.first as u32).wrapping_sub(a.first as u32));
+        let to_c = beyond_b.wrapping_mul((c.first as u32).wrapping_sub(b.first as u32));
+        (a.first as u32).wrapping_add(to_b).wrapping_add(to_c).wrapping_add(at - skipped) as u16
     }
 }
 

@@ -2,24 +2,29 @@
 //!
 //! It covers the whole packet, and nothing of the network header, so a new address leaves it alone and a new port does
 //! not. CRCs are linear: the change of the CRC is the CRC of the change, and what follows the changed bytes is zero there.
-//! Behind `n` zero bytes a CRC is multiplied by x^8n modulo the polynomial, which takes as many multiplications as `n` has
-//! bits.
+//! Behind `n` zero bytes a CRC is multiplied by x^8n modulo the polynomial, which takes one multiplication for each
+//! hexadecimal digit of `n`.
 
 /// The polynomial, lowest power in the highest bit.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
-/// Bits of the longest packet's length.
-const LENGTH_BITS: usize = 16;
+/// Hexadecimal digits of the longest packet's length.
+const DIGITS: usize = 4;
 
-/// x^(8 * 2^k), by k.
-const POWERS: [u32; LENGTH_BITS] = {
-    let mut powers = [0; LENGTH_BITS];
-    // x^8: bit 31 is x^0.
-    let mut power = 1 << 23;
-    let mut at = 0;
-    while at < LENGTH_BITS {
-        powers[at] = power;
-        power = multiply(power, power);
-        at += 1;
+/// x^(8 * n * 16^k), by k and n.
+const POWERS: [[u32; 16]; DIGITS] = {
+    // x^0 is bit 31.
+    const ONE: u32 = 1 << 31;
+    let mut powers = [[ONE; 16]; DIGITS];
+    let mut unit = ONE >> 8;
+    let mut k = 0;
+    while k < DIGITS {
+        let mut n = 1;
+        while n < 16 {
+            powers[k][n] = multiply(powers[k][n - 1], unit);
+            n += 1;
+        }
+        unit = multiply(powers[k][15], unit);
+        k += 1;
     }
     powers
 };
@@ -41,16 +46,14 @@ const fn multiply(a: u32, b: u32) -> u32 {
 /// What to XOR into a packet's CRC, a number as in [`u32::from_le_bytes`] of the field, when four bytes of it change.
 /// `changed` is the XOR of old and new, likewise little-endian, and `behind` how many bytes follow them, less than 2^16.
 #[must_use]
-#[inline(never)]
+#[inline(always)]
 pub const fn change(changed: u32, behind: u32) -> u32 {
     // Four bytes through an empty register come out multiplied by x^32.
-    let mut crc = multiply(changed, POWERS[2]);
-    let mut bit = 0;
-    while bit < LENGTH_BITS {
-        let multiplied = multiply(crc, POWERS[bit]);
-        let taken = 0u32.wrapping_sub(behind >> bit & 1);
-        crc = multiplied & taken | crc & !taken;
-        bit += 1;
+    let mut crc = multiply(changed, POWERS[0][4]);
+    let mut k = 0;
+    while k < DIGITS {
+        crc = multiply(crc, POWERS[k][(behind >> (4 * k)) as usize & 15]);
+        k += 1;
     }
     crc
 }

@@ -244,6 +244,14 @@ pub struct FlowEntry {
     /// Key of the other direction. A packet of this direction leaves translation as that key's reverse: its
     /// new destination is the peer's source, its new source the peer's destination.
     pub peer: FlowKey,
+    /// Everything else.
+    pub head: FlowHead,
+}
+
+/// How a flow stands; part of its entries. 24 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FlowHead {
     /// The backend chosen for the flow.
     pub backend: BackendId,
     /// Generation of that backend when it was chosen.
@@ -265,13 +273,25 @@ pub struct FlowEntry {
     pub reserved: u8,
 }
 
-impl FlowEntry {
+impl FlowHead {
     /// Whether this direction has been silent for too long. The flow has expired when both have.
     #[must_use]
     #[inline(always)]
     pub const fn is_idle(&self, now: Ticks) -> bool {
         self.last_seen.age(now).exceeds(self.timeout)
     }
+}
+
+/// A flow that is being written: both keys, and an entry. 144 bytes, which a program's stack has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Draft {
+    /// Key of the way there.
+    pub key: FlowKey,
+    /// Key of the way back.
+    pub reply: FlowKey,
+    /// First the entry of the way back, then that of the way there.
+    pub entry: FlowEntry,
 }
 
 #[cfg(test)]
@@ -342,16 +362,16 @@ mod tests {
 
     #[test]
     fn ages_survive_the_wrap_of_the_clock() {
-        let entry = FlowEntry { last_seen: Ticks(u32::MAX - 5), timeout: Ticks(10), ..FlowEntry::default() };
+        let entry = FlowHead { last_seen: Ticks(u32::MAX - 5), timeout: Ticks(10), ..FlowHead::default() };
         assert!(!entry.is_idle(Ticks(4)));
         assert!(entry.is_idle(Ticks(5)));
     }
 
     #[test]
     fn an_entry_touched_after_the_clock_was_read_is_alive() {
-        let entry = FlowEntry { last_seen: Ticks(7), timeout: Ticks(10), ..FlowEntry::default() };
+        let entry = FlowHead { last_seen: Ticks(7), timeout: Ticks(10), ..FlowHead::default() };
         assert!(!entry.is_idle(Ticks(6)));
-        let wrapped = FlowEntry { last_seen: Ticks(2), ..entry };
+        let wrapped = FlowHead { last_seen: Ticks(2), ..entry };
         assert!(!wrapped.is_idle(Ticks(u32::MAX)));
     }
 }

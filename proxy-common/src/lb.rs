@@ -20,11 +20,11 @@ use crate::{
     drop::DropReason,
     endian::Be16,
     filter::AddressRoles,
-    flow::{Direction, FlowEntry, FlowFlags, FlowState, TcpFlags},
-    time::Ticks,
+    flow::{Direction, FlowFlags, FlowState, TcpFlags},
     tuple::{Endpoint, FlowKey, Hook},
 };
 
+pub use remember::{First, Found, reserve};
 pub use tables::{FlowRef, Insert, InsertError, Tables};
 
 /// What parsing found out about a packet.
@@ -66,9 +66,10 @@ pub struct Translation {
 }
 
 impl Translation {
-    /// What the packets of a flow entry become at the hook where it was found: the reverse of the other direction's key.
+    /// What packets become whose other direction has the key `peer`: its reverse, at this hook.
+    #[must_use]
     #[inline(always)]
-    const fn of(hook: Hook, peer: &FlowKey, flags: FlowFlags) -> Self {
+    pub const fn of(hook: Hook, peer: &FlowKey, flags: FlowFlags) -> Self {
         let (end, other_port) = if hook.number() == Hook::INGRESS.number() {
             (peer.source_end(), peer.destination_port)
         } else {
@@ -85,20 +86,13 @@ pub fn ingress<T: Tables>(tables: &T, packet: &Packet) -> Verdict {
     if !tables.roles(packet.key.destination).intersects(SERVED) {
         return Verdict::Pass;
     }
-    let Some(flow) = tables.flow(&packet.key) else {
-        return open(tables, packet, Insert::New);
+    let flow = tables.flow(&packet.key);
+    let mode = match flow {
+        None => Insert::New,
+        Some(flow) if !stays(tables, packet, flow) || !follow(tables, packet, flow) => Insert::Replace,
+        Some(flow) => return Verdict::Rewrite(flow.translation(Hook::INGRESS)),
     };
-    let entry = flow.load();
-    let now = tables.now();
-    let stays = !entry.state.may_move(packet.flags)
-        || entry.direction == Direction::REPLY
-        || tables.backend(entry.backend).is_some_and(|backend| backend.serves(entry.generation));
-    let runs = entry.state.is_steady(entry.direction, packet.flags) && !entry.is_idle(now);
-    if !stays || !runs && !transition(tables, packet) {
-        return open(tables, packet, Insert::Replace);
-    }
-    follow(tables, packet, flow, &entry, now);
-    Verdict::Rewrite(Translation::of(Hook::INGRESS, &entry.peer, entry.flags))
+    open(tables, packet, mode)
 }
 
 /// The decision for a packet that leaves the node: where it claims to come from. `masquerade` is what the ingress hook
@@ -108,17 +102,13 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
     if !masquerade && !tables.roles(packet.key.source).contains(AddressRoles::BACKEND) {
         return Verdict::Pass;
     }
-    let mut mode = Insert::New;
-    if let Some(flow) = tables.flow(&packet.key) {
-        let entry = flow.load();
-        let now = tables.now();
-        let runs = entry.state.is_steady(entry.direction, packet.flags) && !entry.is_idle(now);
-        if runs || transition(tables, packet) {
-            follow(tables, packet, flow, &entry, now);
-            return Verdict::Rewrite(Translation::of(Hook::EGRESS, &entry.peer, entry.flags));
+    let mode = match tables.flow(&packet.key) {
+        None => Insert::New,
+        Some(flow) if follow(tables, packet, flow) => {
+            return Verdict::Rewrite(flow.translation(Hook::EGRESS));
         }
-        mode = Insert::Replace;
-    }
+        Some(_) => Insert::Replace,
+    };
     if !masquerade {
         return Verdict::Pass;
     }
@@ -131,7 +121,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
 /// The decision for a packet of a protocol without ports: a ping, for one. Whoever asks a ClusterIP for more than its
 /// service ports hears that there is nothing (CIP-03).
 #[inline(always)]
-pub fn without_ports<T: Tables>(tables: &T, source: Addr, destination: Addr) -> Verdict {
+pub fn without_ports<T: Tables>(tables: &T, source: &Addr, destination: &Addr) -> Verdict {
     if select::is_unknown_port(tables, destination) && source.is_unicast() {
         Verdict::Refuse(DropReason::UnknownPort)
     } else {
@@ -139,29 +129,42 @@ pub fn without_ports<T: Tables>(tables: &T, source: Addr, destination: Addr) -> 
     }
 }
 
-/// The decision for an ICMP error about a packet that was translated, by the quoted packet as it stands at this hook: what
-/// a packet of the same flow and direction as the error would get here. `None` if the quoted packet is of no flow
-/// (NAT-02).
-///
-/// An error travels against the packet that it quotes, so the quoted packet's reverse is what a packet beside the error
-/// would look like.
+/// The decision for an ICMP error about a packet that was translated: what a packet of the same flow and direction as the
+/// error would become here. An error travels against the packet that it quotes, so `beside`, the key of such a packet, is
+/// the reverse of the quoted one's. `None` if there is no such flow (NAT-02).
 #[inline(always)]
-pub fn related<T: Tables>(tables: &T, quoted: &FlowKey) -> Option<Translation> {
-    let entry = tables.flow(&quoted.reversed())?.load();
-    if entry.state == FlowState::VOID {
+pub fn related<T: Tables>(tables: &T, beside: &FlowKey) -> Option<Translation> {
+    let flow = tables.flow(beside)?;
+    if flow.head().state == FlowState::VOID {
         return None;
     }
-    Some(Translation::of(quoted.hook, &entry.peer, entry.flags))
+    Some(flow.translation(beside.hook))
 }
 
-/// What every packet of a running flow leaves behind.
+/// Whether a packet of a flow may still go to its backend. Answers to the node's own address have none to go to.
 #[inline(always)]
-fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>, entry: &FlowEntry, now: Ticks) {
+fn stays<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
+    let head = flow.head();
+    !head.state.may_move(packet.flags)
+        || head.direction == Direction::REPLY
+        || tables.backend(head.backend).is_some_and(|backend| backend.serves(head.generation))
+}
+
+/// Whether a packet continues its flow, and what every such packet leaves behind.
+#[inline(always)]
+fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
+    let head = flow.head();
+    let now = tables.now();
+    let runs = head.state.is_steady(head.direction, packet.flags) && !head.is_idle(now);
+    if !runs && !transition(tables, packet) {
+        return false;
+    }
     // Most packets of a busy flow come within one tick of the last: spare the cache line the write.
-    if entry.last_seen != now {
+    if head.last_seen != now {
         flow.touch(now);
     }
-    tables.count_packet(entry.service, entry.direction, packet.length);
+    tables.count_packet(head.service, head.direction, packet.length);
+    true
 }
 
 /// Carries a packet's effect on its flow into both entries. `false` if the flow does not exist, has expired, or
@@ -171,18 +174,18 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     let Some(flow) = tables.flow(&packet.key) else {
         return false;
     };
-    let entry = flow.load();
+    let head = flow.head();
     let now = tables.now();
-    if entry.state.is_over() && packet.flags.opens() {
+    if head.state.is_over() && packet.flags.opens() {
         return false;
     }
-    let peer = tables.flow(&entry.peer).filter(|peer| peer.peer() == packet.key);
+    let peer = tables.other(flow).filter(|peer| peer.leads_to(&packet.key));
     // A flow that only one side uses is alive: a server pushing datagrams keeps its client's way open.
-    if entry.is_idle(now) && peer.is_none_or(|peer| peer.is_idle(now)) {
+    if head.is_idle(now) && peer.is_none_or(|peer| peer.head().is_idle(now)) {
         return false;
     }
-    let next = entry.state.advance(entry.direction, packet.flags);
-    if next != entry.state {
+    let next = head.state.advance(head.direction, packet.flags);
+    if next != head.state {
         let timeout = tables.timeout(next);
         flow.enter(next, timeout);
         if let Some(peer) = peer {
@@ -212,10 +215,7 @@ fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
 #[inline(always)]
 fn written<T: Tables>(tables: &T, key: &FlowKey) -> Verdict {
     match tables.flow(key) {
-        Some(flow) => {
-            let entry = flow.load();
-            Verdict::Rewrite(Translation::of(key.hook, &entry.peer, entry.flags))
-        }
+        Some(flow) => Verdict::Rewrite(flow.translation(key.hook)),
         None => Verdict::Drop(DropReason::FlowTableFull),
     }
 }

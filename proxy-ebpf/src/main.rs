@@ -6,6 +6,7 @@
 #![no_main]
 #![deny(unsafe_code)]
 
+mod fragment;
 mod hooks;
 mod icmp;
 mod maps;
@@ -13,21 +14,35 @@ mod packet;
 mod parse;
 mod refuse;
 mod rewrite;
+mod verified;
 mod wire;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
+use network_types::eth::EthHdr;
 use proxy_common::tuple::Hook;
 
 /// tc ingress: the packet enters the node; its destination may be a service.
 #[classifier]
 fn sluice_ingress(ctx: TcContext) -> i32 {
-    hooks::tc::run(&ctx, Hook::INGRESS)
+    hooks::tc::run::<{ EthHdr::LEN }>(&ctx, Hook::INGRESS)
 }
 
 /// tc egress: the packet leaves the node; it may be a backend's answer to a client of a service.
 #[classifier]
 fn sluice_egress(ctx: TcContext) -> i32 {
-    hooks::tc::run(&ctx, Hook::EGRESS)
+    hooks::tc::run::<{ EthHdr::LEN }>(&ctx, Hook::EGRESS)
+}
+
+/// tc ingress of devices whose packets have no link header: tunnels.
+#[classifier]
+fn sluice_ingress_l3(ctx: TcContext) -> i32 {
+    hooks::tc::run::<0>(&ctx, Hook::INGRESS)
+}
+
+/// tc egress of such devices.
+#[classifier]
+fn sluice_egress_l3(ctx: TcContext) -> i32 {
+    hooks::tc::run::<0>(&ctx, Hook::EGRESS)
 }
 
 /// Returns the kernel's clock, in ticks. Attached nowhere: the agent runs it to learn how fast the clock ticks

@@ -8,25 +8,35 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     helpers::{bpf_get_prandom_u32, bpf_jiffies64},
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{
+        Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap,
+        lpm_trie::{Key as Prefix, LpmTrie},
+    },
 };
 use proxy_common::{
     addr::Addr,
+    addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
-    counters::ServiceCounters,
+    config::NodeSettings,
+    counters::{ServiceCounters, ServiceDrop},
+    device::Device,
     drop::DropReason,
     filter::{AddressRoles, FilterPosition},
-    flow::{Direction, FlowEntry, FlowState},
+    flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
+    fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{FlowRef, Insert, InsertError, Tables},
+    lb::{First, FlowRef, Found, Insert, InsertError, Tables, Translation},
+    ranges::{SourceRange, SourceRangeData},
     tables::{
-        AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
-        Slots, Table,
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+        ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table,
     },
     time::Ticks,
-    tuple::FlowKey,
+    tuple::{FlowKey, Hook},
 };
+
+use crate::verified;
 
 type Key<T> = <T as Table>::Key;
 type Value<T> = <T as Table>::Value;
@@ -37,6 +47,14 @@ const fn hash<T: Table>() -> HashMap<Key<T>, Value<T>> {
 
 const fn lru_hash<T: Table>() -> LruHashMap<Key<T>, Value<T>> {
     LruHashMap::with_max_entries(T::CAPACITY, 0)
+}
+
+const fn per_cpu_hash<T: Table>() -> PerCpuHashMap<Key<T>, Value<T>> {
+    PerCpuHashMap::with_max_entries(T::CAPACITY, BPF_F_NO_PREALLOC)
+}
+
+const fn lpm_trie() -> LpmTrie<SourceRangeData, Value<SourceRanges>> {
+    LpmTrie::with_max_entries(SourceRanges::CAPACITY, BPF_F_NO_PREALLOC)
 }
 
 const fn array<T: Table<Key = u32>>() -> Array<Value<T>> {
@@ -64,9 +82,23 @@ static SERVICE_TRAFFIC: PerCpuArray<Value<ServiceTraffic>> = per_cpu_array::<Ser
 #[map]
 static AFFINITIES: LruHashMap<Key<Affinities>, Value<Affinities>> = lru_hash::<Affinities>();
 #[map]
+static ADDRESSES: HashMap<Key<Addresses>, Value<Addresses>> = hash::<Addresses>();
+#[map]
+static DEVICES: HashMap<Key<Devices>, Value<Devices>> = hash::<Devices>();
+#[map]
+static SOURCE_RANGES: LpmTrie<SourceRangeData, Value<SourceRanges>> = lpm_trie();
+#[map]
+static FRAGMENTS: LruHashMap<Key<Fragments>, Value<Fragments>> = lru_hash::<Fragments>();
+#[map]
+static SERVICE_DROPS: PerCpuHashMap<Key<ServiceDrops>, Value<ServiceDrops>> = per_cpu_hash::<ServiceDrops>();
+#[map]
 static SETTINGS: Array<Value<Settings>> = array::<Settings>();
 #[map]
 static DROPS: PerCpuArray<Value<Drops>> = per_cpu_array::<Drops>();
+
+/// Memory for one flow that is being written; means nothing between packets, so nobody else knows it.
+#[map]
+static DRAFTS: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 
 /// The kernel's clock.
 #[inline(always)]
@@ -85,6 +117,19 @@ pub(crate) fn count_drop(reason: DropReason) {
     }
 }
 
+/// The ports of the datagram that a fragment belongs to.
+#[inline(always)]
+pub(crate) fn ports(key: &FragmentKey) -> Option<Ports> {
+    // SAFETY: copied out at once; two ports in one word are never half of one datagram's and half of another's.
+    unsafe { FRAGMENTS.get(key) }.copied()
+}
+
+/// Remembers the ports of a datagram. A full table forgets another one.
+#[inline(always)]
+pub(crate) fn remember_ports(key: &FragmentKey, ports: Ports) {
+    let _forgotten = FRAGMENTS.insert(key, ports, 0);
+}
+
 /// A flow entry in the map. Its memory stays an entry of this map while the program runs, but since Linux 6.1 an entry
 /// that is replaced or removed meanwhile may at once become another flow's (`bpf_mem_cache_free` in kernel/bpf/hashtab.c).
 /// What is read then is checked against the keys that it names; what is written then hits a flow within nanoseconds of
@@ -94,44 +139,36 @@ pub(crate) struct Flow(*mut FlowEntry);
 
 impl FlowRef for Flow {
     #[inline(always)]
-    fn load(&self) -> FlowEntry {
+    fn head(&self) -> FlowHead {
         // SAFETY: the pointer came from a lookup in this run and was checked against null; a concurrent write
         // may show fields of two moments, which each decision tolerates.
-        unsafe { self.0.read() }
+        unsafe { (&raw const (*self.0).head).read() }
     }
 
     #[inline(always)]
-    fn peer(&self) -> FlowKey {
+    fn leads_to(&self, key: &FlowKey) -> bool {
         // SAFETY: as above.
-        unsafe { (&raw const (*self.0).peer).read() }
+        unsafe { &(*self.0).peer == key }
     }
 
     #[inline(always)]
-    fn state(&self) -> FlowState {
-        // SAFETY: as above.
-        unsafe { (&raw const (*self.0).state).read() }
-    }
-
-    #[inline(always)]
-    fn is_idle(&self, now: Ticks) -> bool {
-        // SAFETY: as above.
-        let (last_seen, timeout) =
-            unsafe { ((&raw const (*self.0).last_seen).read(), (&raw const (*self.0).timeout).read()) };
-        last_seen.age(now).exceeds(timeout)
+    fn translation(&self, hook: Hook) -> Translation {
+        // SAFETY: as above. The tuple of an entry never changes in place.
+        unsafe { Translation::of(hook, &(*self.0).peer, (*self.0).head.flags) }
     }
 
     #[inline(always)]
     fn touch(&self, now: Ticks) {
         // SAFETY: as above; an aligned word.
-        unsafe { (&raw mut (*self.0).last_seen).write(now) };
+        unsafe { (&raw mut (*self.0).head.last_seen).write(now) };
     }
 
     #[inline(always)]
     fn enter(&self, state: FlowState, timeout: Ticks) {
         // SAFETY: as above. The longer timeout of the two moments applies in between, at worst.
         unsafe {
-            (&raw mut (*self.0).timeout).write(timeout);
-            (&raw mut (*self.0).state).write(state);
+            (&raw mut (*self.0).head.timeout).write(timeout);
+            (&raw mut (*self.0).head.state).write(state);
         }
     }
 }
@@ -164,8 +201,27 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn timeout(&self, state: FlowState) -> Ticks {
-        SETTINGS.get(0).map_or(Ticks::default(), |settings| settings.timeouts.of(state))
+    fn settings(&self) -> Option<&NodeSettings> {
+        SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn address(&self, address: Addr) -> AddressFlags {
+        // SAFETY: copied out at once, one word.
+        unsafe { ADDRESSES.get(&address) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        // SAFETY: copied out at once. Rows are written before a device's programs run and rarely changed; one that is
+        // replaced meanwhile may mix two of its own states.
+        unsafe { DEVICES.get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn admits(&self, service: ServiceId, source: Addr) -> bool {
+        let SourceRange { prefix_length, data } = SourceRange::of(service, source);
+        SOURCE_RANGES.get(&Prefix::new(prefix_length, data)).is_some()
     }
 
     #[inline(always)]
@@ -177,6 +233,23 @@ impl Tables for Maps {
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<Flow> {
         FLOWS.get_ptr_mut(key).map(Flow)
+    }
+
+    #[inline(always)]
+    fn other(&self, flow: Flow) -> Option<Flow> {
+        // SAFETY: as for the methods of `Flow`. The helper takes a key that lies in a map.
+        FLOWS.get_ptr_mut(unsafe { &(*flow.0).peer }).map(Flow)
+    }
+
+    #[inline(always)]
+    fn draft(&self) -> Option<&mut Draft> {
+        // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+        DRAFTS.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    }
+
+    #[inline(always)]
+    fn reserve(&self, first: First) -> Found {
+        verified::reserve(first)
     }
 
     #[inline(always)]
@@ -222,11 +295,6 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn seconds(&self, seconds: u32) -> Ticks {
-        SETTINGS.get(0).map_or(Ticks::default(), |settings| settings.ticks(seconds))
-    }
-
-    #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
         BACKENDS.get(id.0).copied()
     }
@@ -250,7 +318,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_drop(&self, service: ServiceId) {
+    fn count_drop(&self, service: ServiceId, reason: DropReason) {
         Self::count(service, |counters| counters.drops += 1);
+        let key = ServiceDrop::new(service, reason);
+        if SERVICE_DROPS.get_ptr(&key).is_none() {
+            // Another CPU may be first, with the same zeros.
+            let _there = SERVICE_DROPS.insert(&key, 0, u64::from(BPF_NOEXIST));
+        }
+        if let Some(count) = SERVICE_DROPS.get_ptr_mut(&key) {
+            // SAFETY: this CPU's own value; programs do not nest on a CPU at this hook.
+            unsafe { *count += 1 };
+        }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum ChecksumKind {
 pub(crate) trait Packet {
     /// Bytes of the whole packet, linear or not.
     fn length(&self) -> u32;
+    /// Number of the device that the hook belongs to.
+    fn device(&self) -> u32;
     /// Reads a header view; `None` beyond the end of the linear data.
     fn load<T: FromBytes>(&self, at: usize) -> Option<T>;
     /// Writes a field; `None` beyond the end of the linear data.
@@ -60,6 +62,12 @@ impl Packet for TcContext {
     #[inline(always)]
     fn length(&self) -> u32 {
         self.len()
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.skb.skb).ifindex }
     }
 
     #[inline(always)]
@@ -108,6 +116,50 @@ impl Packet for TcContext {
     }
 }
 
+/// What the ingress hook says to the egress hook about a packet: give it another source. It travels in `tc_index`, which
+/// nothing else in the kernel has used since the DSMARK scheduler went, which survives cloning, segmentation and
+/// fragmentation, and which costs one load where a table would cost a lookup. Cilium keeps flags in the lower bits, hence
+/// none there. A stray value does no harm beyond a lookup.
+const MASQUERADE: u32 = 0x51c0;
+
+/// What is said about a packet beside its bytes.
+pub(crate) trait Note {
+    /// Whether it belongs to a VLAN, as the device below the VLAN's own sees it. The VLAN's device sees it too, untagged.
+    fn is_tagged(&self) -> bool;
+    /// Whether the source is to be rewritten.
+    fn is_masqueraded(&self) -> bool;
+    /// Leaves the note.
+    fn masquerade(&self);
+    /// Removes it: devices stacked on each other would do it again.
+    fn done(&self);
+}
+
+impl Note for TcContext {
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.skb.skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn is_masqueraded(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.skb.skb).tc_index == MASQUERADE }
+    }
+
+    #[inline(always)]
+    fn masquerade(&self) {
+        // SAFETY: a field of the context that programs may write.
+        unsafe { (*self.skb.skb).tc_index = MASQUERADE };
+    }
+
+    #[inline(always)]
+    fn done(&self) {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).tc_index = 0 };
+    }
+}
+
 /// A packet read and written through helpers, at any offset and beyond the linear data: for slow paths, whose offsets
 /// the verifier cannot follow.
 pub(crate) struct Unhurried<'a>(pub(crate) &'a TcContext);
@@ -115,7 +167,12 @@ pub(crate) struct Unhurried<'a>(pub(crate) &'a TcContext);
 impl Packet for Unhurried<'_> {
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.0.len()
+        self.0.length()
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        self.0.device()
     }
 
     #[inline(always)]

@@ -3,13 +3,14 @@
 use network_types::{eth::EthHdr, ip::Ipv6Hdr, tcp::TcpHdr};
 use proxy_common::{
     flow::TcpFlags,
+    fragment::{FragmentKey, Ports},
     lb,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
 use crate::{
     packet::Packet,
-    wire::{IpHeader, TcpView, UdpView},
+    wire::{IpHeader, Network, Part, SctpView, TcpView, UdpView},
 };
 
 /// Bytes that must lie in the linear part to parse an ordinary packet of either family.
@@ -19,8 +20,8 @@ pub(crate) const HEADERS: usize = EthHdr::LEN + Ipv6Hdr::LEN + TcpHdr::LEN;
 pub(crate) enum Content {
     /// One that Sluice could balance.
     Transport(Parsed),
-    /// ICMP, with the offset of its header: perhaps an error about one that was balanced.
-    Icmp(usize),
+    /// Of a protocol without ports.
+    Other,
 }
 
 /// A packet that Sluice could balance.
@@ -31,27 +32,47 @@ pub(crate) struct Parsed {
     pub(crate) network: usize,
     /// Offset of the transport header.
     pub(crate) transport: usize,
+    /// Which part of a datagram it is. The ports of a later one are not known yet.
+    pub(crate) part: Part,
+    /// Identification of the datagram, if it is a part.
+    pub(crate) id: u32,
+}
+
+impl Parsed {
+    /// What the fragments of its datagram have in common.
+    #[inline(always)]
+    pub(crate) const fn datagram(&self) -> FragmentKey {
+        let FlowKey { source, destination, protocol, hook, .. } = self.packet.key;
+        FragmentKey { source, destination, id: self.id, protocol, hook, reserved: [0; 2] }
+    }
 }
 
 /// Reads network and transport header; `None` for what Sluice does not touch.
 #[inline(always)]
 pub(crate) fn parse<P: Packet, I: IpHeader>(packet: &P, at: usize, hook: Hook) -> Option<Content> {
     let network = I::read(packet, at)?;
-    let (source_port, destination_port, flags) = match network.protocol {
+    let (ports, flags) = match network.protocol {
+        Protocol::TCP | Protocol::UDP | Protocol::SCTP if network.part == Part::Later => {
+            (Ports::default(), TcpFlags::default())
+        }
         Protocol::TCP => {
             let tcp: TcpView = packet.load(network.transport)?;
-            (tcp.source, tcp.destination, TcpFlags(tcp.flags))
+            (Ports { source: tcp.source, destination: tcp.destination }, TcpFlags(tcp.flags))
         }
         Protocol::UDP => {
             let udp: UdpView = packet.load(network.transport)?;
-            (udp.source, udp.destination, TcpFlags::default())
+            (Ports { source: udp.source, destination: udp.destination }, TcpFlags::default())
         }
-        protocol if protocol == I::ICMP => return Some(Content::Icmp(network.transport)),
-        _ => return None,
+        Protocol::SCTP => {
+            let sctp: SctpView = packet.load(network.transport)?;
+            (Ports { source: sctp.source, destination: sctp.destination }, sctp.flags())
+        }
+        _ => return Some(Content::Other),
     };
-    let source = Endpoint { address: network.source, port: source_port };
-    let destination = Endpoint { address: network.destination, port: destination_port };
+    let source = Endpoint { address: network.source, port: ports.source };
+    let destination = Endpoint { address: network.destination, port: ports.destination };
     let key = FlowKey::new(source, destination, network.protocol, hook);
-    let packet = lb::Packet { key, flags, length: packet.length() };
-    Some(Content::Transport(Parsed { packet, network: at, transport: network.transport }))
+    let packet = lb::Packet { key, flags, length: packet.length(), device: packet.device() };
+    let Network { transport, part, id, .. } = network;
+    Some(Content::Transport(Parsed { packet, network: at, transport, part, id }))
 }

@@ -4,17 +4,24 @@
 //! reports as "connection refused" at once. The packet itself becomes that answer and leaves by the device that it
 //! came from. A slow path: nothing here is meant to be cheap, but it needs no more memory than the packet has.
 #![expect(unsafe_code, reason = "helpers that aya does not wrap, and a buffer that one of them fills")]
-#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes},
     programs::TcContext,
 };
-use network_types::{eth::EthHdr, ip::Ipv6Hdr, tcp::TcpHdr, udp::UdpHdr};
-use proxy_common::tuple::Protocol;
+use network_types::{ip::Ipv6Hdr, tcp::TcpHdr, udp::UdpHdr};
+use proxy_common::{
+    lb::{self, Verdict},
+    tuple::Protocol,
+};
 
-use crate::{parse::Parsed, wire::IpHeader};
+use crate::{
+    maps::Maps,
+    packet::Unhurried,
+    parse::Parsed,
+    wire::{IpHeader, Part, SCTP_CHECK},
+};
 
 /// Words of the longest quotation: IPv6 and TCP headers. What has more options than fit is dropped without an answer.
 const WORDS: usize = (Ipv6Hdr::LEN + TcpHdr::LEN) / 4;
@@ -23,39 +30,62 @@ const LONGEST: usize = WORDS * 4;
 /// Bytes of the two addresses in an Ethernet header.
 const MACS: usize = 12;
 
-/// Turns the packet into the answer and returns the action that sends it back; `None` if that is not possible, and
-/// the packet is to be dropped.
+/// How much of a packet without ports is quoted, from its network header on; 0 if it is not refused: it goes to no
+/// ClusterIP, or is a later fragment.
 #[inline(never)]
-pub(crate) fn refuse<I: IpHeader>(ctx: &TcContext, parsed: &Parsed) -> Option<i32> {
-    let key = &parsed.packet.key;
-    // The whole transport header, not just the 8 bytes that RFC 792 asks for: a packet whose checksum is still to
-    // be computed cannot be cut in front of that checksum.
-    let transport = match key.protocol {
+pub(crate) fn unknown<I: IpHeader, const LINK: usize>(ctx: &TcContext) -> usize {
+    let Some(header) = I::read(&Unhurried(ctx), LINK) else {
+        return 0;
+    };
+    match lb::without_ports(&Maps, &header.source, &header.destination) {
+        Verdict::Refuse(_) if header.part != Part::Later => header.transport.wrapping_sub(LINK) + UdpHdr::LEN,
+        _ => 0,
+    }
+}
+
+/// How much of a packet with ports is quoted, from its network header on. The whole transport header, not just the 8 bytes
+/// that RFC 792 asks for: a packet whose checksum is still to be computed cannot be cut in front of that checksum. Nothing
+/// of a later fragment, about which nobody may be told (RFC 1122 3.2.2).
+#[inline(always)]
+pub(crate) fn quotation(parsed: &Parsed) -> usize {
+    let transport = match parsed.packet.key.protocol {
+        _ if parsed.part == Part::Later => return 0,
         Protocol::TCP => TcpHdr::LEN,
+        Protocol::SCTP => SCTP_CHECK + size_of::<u32>(),
         _ => UdpHdr::LEN,
     };
-    let length = parsed.transport.wrapping_sub(parsed.network) + transport;
+    parsed.transport.wrapping_sub(parsed.network) + transport
+}
+
+/// Turns the packet into the answer to its sender from its destination, which quotes `length` bytes, and returns the action
+/// that sends it back; `None` if that is not possible, and the packet is to be dropped. `LINK` is the length of the link
+/// header.
+#[inline(never)]
+pub(crate) fn refuse<I: IpHeader, const LINK: usize>(ctx: &TcContext, length: usize) -> Option<i32> {
     if length > LONGEST || length == 0 {
         return None;
     }
     let mut quoted = [0u32; WORDS];
     // SAFETY: the buffer holds `LONGEST` bytes, and `length` was compared with that.
     let read = unsafe {
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), EthHdr::LEN as u32, quoted.as_mut_ptr().cast(), length as u32)
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), LINK as u32, quoted.as_mut_ptr().cast(), length as u32)
     };
     if read != 0 {
         return None;
     }
     let sum = quoted.iter().map(|&word| u64::from(word)).sum();
-    let answer = I::unreachable(key.destination, key.source, length as u16, sum);
+    let (client, service) = I::addresses(&quoted)?;
+    let answer = I::unreachable(service, client, length as u16, sum);
     // SAFETY: a plain helper call; it also ends segmentation offload of the packet.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, (EthHdr::LEN + length) as u32, 0) } != 0 {
+    if unsafe { bpf_skb_change_tail(ctx.skb.skb, (LINK + length) as u32, 0) } != 0 {
         return None;
     }
     ctx.adjust_room(size_of::<I::Unreachable>() as i32, BPF_ADJ_ROOM_MAC, 0).ok()?;
-    ctx.skb.store(EthHdr::LEN, &answer, 0).ok()?;
-    let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; MACS] = ctx.load(0).ok()?;
-    ctx.skb.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], 0).ok()?;
+    ctx.skb.store(LINK, &answer, 0).ok()?;
+    if LINK >= MACS {
+        let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; MACS] = ctx.load(0).ok()?;
+        ctx.skb.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], 0).ok()?;
+    }
     // SAFETY: a plain helper call on the device that the packet came from.
     let action = unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) };
     i32::try_from(action).ok()

@@ -15,6 +15,7 @@ use proxy_common::{
     addr::Addr,
     checksum::{self, ChecksumDiff},
     endian::Be16,
+    flow::TcpFlags,
     tuple::Protocol,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -60,6 +61,16 @@ struct Extension {
     length: u8,
 }
 
+/// IPv6 fragment header.
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C, packed(2))]
+struct FragmentView {
+    next_header: u8,
+    _reserved: u8,
+    position: Be16,
+    id: [u16; 2],
+}
+
 /// TCP header without options.
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C, packed(2))]
@@ -85,6 +96,42 @@ pub(crate) struct UdpView {
     pub(crate) check: u16,
 }
 
+/// SCTP common header, and the type of the first chunk (RFC 9260 3).
+#[derive(Clone, Copy, FromBytes)]
+#[repr(C, packed(2))]
+pub(crate) struct SctpView {
+    pub(crate) source: Be16,
+    pub(crate) destination: Be16,
+    _tag: [u16; 2],
+    _check: [u16; 2],
+    chunk: u8,
+    _flags: u8,
+}
+
+impl SctpView {
+    /// What the first chunk does to the association, in the terms of TCP. A chunk that opens or ends one is always the
+    /// first of its packet, or follows none that matters.
+    #[inline(always)]
+    pub(crate) const fn flags(&self) -> TcpFlags {
+        const INIT: u8 = 1;
+        const INIT_ACK: u8 = 2;
+        const ABORT: u8 = 6;
+        const SHUTDOWN: u8 = 7;
+        const SHUTDOWN_ACK: u8 = 8;
+        const SHUTDOWN_COMPLETE: u8 = 14;
+        match self.chunk {
+            INIT => TcpFlags::SYN,
+            INIT_ACK => TcpFlags::SYN.with(TcpFlags::ACK),
+            ABORT => TcpFlags::RST,
+            SHUTDOWN | SHUTDOWN_ACK | SHUTDOWN_COMPLETE => TcpFlags::FIN.with(TcpFlags::ACK),
+            _ => TcpFlags::ACK,
+        }
+    }
+}
+
+/// Where SCTP has its checksum.
+pub(crate) const SCTP_CHECK: usize = offset_of!(SctpView, _check);
+
 const _: () = {
     assert!(size_of::<Ipv4View>() == Ipv4Hdr::LEN && size_of::<Ipv6View>() == Ipv6Hdr::LEN);
     assert!(size_of::<TcpView>() == TcpHdr::LEN && size_of::<UdpView>() == UdpHdr::LEN);
@@ -97,9 +144,10 @@ const _: () = {
     assert!(offset_of!(TcpView, check) == offset_of!(TcpHdr, check));
     assert!(offset_of!(TcpView, flags) + 1 == offset_of!(TcpHdr, window));
     assert!(offset_of!(UdpView, check) == offset_of!(UdpHdr, check));
+    assert!(offset_of!(SctpView, destination) == offset_of!(TcpView, destination));
 };
 
-/// Destination port; the source port stands at 0 in both TCP and UDP.
+/// Destination port; the source port stands at 0 in TCP, UDP and SCTP alike.
 pub(crate) const DESTINATION_PORT: usize = offset_of!(TcpView, destination);
 
 /// Where the checksum of a transport stands, and its rules.
@@ -140,14 +188,6 @@ pub(crate) struct Icmp {
 /// Where an ICMP message has its checksum.
 pub(crate) const ICMP_CHECK: usize = offset_of!(Icmp, check);
 
-/// Ports of a quoted packet: all of its transport header that can be relied upon (RFC 792).
-#[derive(Clone, Copy, FromBytes)]
-#[repr(C, packed(2))]
-pub(crate) struct Ports {
-    pub(crate) source: Be16,
-    pub(crate) destination: Be16,
-}
-
 impl Icmp {
     /// Finished with the checksum over itself and whatever else adds up to `sum`.
     #[inline(always)]
@@ -171,6 +211,35 @@ pub(crate) struct Network {
     pub(crate) protocol: Protocol,
     /// Offset of the transport header from the start of the packet.
     pub(crate) transport: usize,
+    /// Which part of a datagram it is.
+    pub(crate) part: Part,
+    /// Identification of the datagram, if this is a part of it.
+    pub(crate) id: u32,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, which has the transport header.
+    First,
+    /// Another one, which has not.
+    Later,
+}
+
+impl Part {
+    /// By the fragment's offset, in whatever unit, and whether more follow.
+    #[inline(always)]
+    const fn of(offset: u16, more: bool) -> Self {
+        if offset != 0 {
+            Self::Later
+        } else if more {
+            Self::First
+        } else {
+            Self::Whole
+        }
+    }
 }
 
 /// A family's header.
@@ -191,8 +260,10 @@ pub(crate) trait IpHeader {
     /// Says that nobody listens at `from`, to `to`. The quoted packet is `length` bytes that add up to `quoted`.
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Self::Unreachable;
 
-    /// Reads the header at `at`; `None` if the packet is cut short, a fragment, or has more extension headers
-    /// than are worth following.
+    /// Source and destination address in a header that lies in words; `None` if there are too few.
+    fn addresses(header: &[u32]) -> Option<(Addr, Addr)>;
+
+    /// Reads the header at `at`; `None` if the packet is cut short, or has more extension headers than are worth following.
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network>;
     /// Writes the source address, and what `diff` does to the header's own checksum.
     fn set_source<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()>;
@@ -204,8 +275,9 @@ pub(crate) trait IpHeader {
 pub(crate) enum Ipv4 {}
 
 impl Ipv4 {
-    /// More-fragments flag and offset (RFC 791 3.1).
-    const FRAGMENT: Be16 = Be16::from_host(0x3fff);
+    /// Fragment offset, and the more-fragments flag (RFC 791 3.1).
+    const OFFSET: Be16 = Be16::from_host(0x1fff);
+    const MORE: Be16 = Be16::from_host(0x2000);
 
     #[inline(always)]
     fn store<P: Packet>(packet: &P, at: usize, field: usize, new: Addr, diff: u32) -> Option<()> {
@@ -269,9 +341,17 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
+    fn addresses(header: &[u32]) -> Option<(Addr, Addr)> {
+        let &[_, _, _, source, destination, ..] = header else {
+            return None;
+        };
+        Some((Addr::from_v4_wire(source.to_ne_bytes()), Addr::from_v4_wire(destination.to_ne_bytes())))
+    }
+
+    #[inline(always)]
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
         let header: Ipv4View = packet.load(at)?;
-        if header.fragment.raw() & Self::FRAGMENT.raw() != 0 || header.version_ihl >> 4 != 4 {
+        if header.version_ihl >> 4 != 4 {
             return None;
         }
         let length = usize::from(header.version_ihl & 0x0f) * 4;
@@ -283,6 +363,11 @@ impl IpHeader for Ipv4 {
             destination: Addr::from_v4_wire(zerocopy::transmute!(header.destination)),
             protocol: Protocol(header.protocol),
             transport: at + length,
+            part: Part::of(
+                header.fragment.raw() & Self::OFFSET.raw(),
+                header.fragment.raw() & Self::MORE.raw() != 0,
+            ),
+            id: u32::from(header.id.raw()),
         })
     }
 
@@ -306,6 +391,10 @@ impl Ipv6 {
     const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
     const ROUTING: u8 = IpProto::Ipv6Route as u8;
     const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
+    const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+    /// Fragment offset, and the more-fragments flag (RFC 8200 4.5).
+    const OFFSET: Be16 = Be16::from_host(0xfff8);
+    const MORE: Be16 = Be16::from_host(0x0001);
 
     #[inline(always)]
     fn store<P: Packet>(packet: &P, at: usize, new: Addr) -> Option<()> {
@@ -356,6 +445,14 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
+    fn addresses(header: &[u32]) -> Option<(Addr, Addr)> {
+        let &[_, _, a, b, c, d, e, f, g, h, ..] = header else {
+            return None;
+        };
+        Some((Addr::from_v6_words([a, b, c, d]), Addr::from_v6_words([e, f, g, h])))
+    }
+
+    #[inline(always)]
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
         let header: Ipv6View = packet.load(at)?;
         if header.version_class >> 4 != 6 {
@@ -363,12 +460,23 @@ impl IpHeader for Ipv6 {
         }
         let mut protocol = header.next_header;
         let mut transport = at + size_of::<Ipv6View>();
+        let (mut part, mut id) = (Part::Whole, 0);
         for _ in 0..Self::MAX_EXTENSIONS {
             match protocol {
                 Self::HOP_BY_HOP | Self::ROUTING | Self::DESTINATION_OPTIONS => {
                     let extension: Extension = packet.load(transport)?;
                     protocol = extension.next_header;
                     transport += (usize::from(extension.length) + 1) * 8;
+                }
+                Self::FRAGMENT => {
+                    let fragment: FragmentView = packet.load(transport)?;
+                    protocol = fragment.next_header;
+                    transport += size_of::<FragmentView>();
+                    let position = fragment.position.raw();
+                    part = Part::of(position & Self::OFFSET.raw(), position & Self::MORE.raw() != 0);
+                    id = zerocopy::transmute!(fragment.id);
+                    // What follows stands in the first fragment only.
+                    break;
                 }
                 _ => break,
             }
@@ -378,6 +486,8 @@ impl IpHeader for Ipv6 {
             destination: Addr::from_v6_words(zerocopy::transmute!(header.destination)),
             protocol: Protocol(protocol),
             transport,
+            part,
+            id,
         })
     }
 

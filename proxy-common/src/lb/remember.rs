@@ -9,7 +9,7 @@ use crate::{
     device::{Device, DeviceFlags},
     drop::DropReason,
     endian::Be16,
-    flow::{Direction, FlowEntry, FlowFlags, FlowState},
+    flow::{Direction, Draft, FlowFlags, FlowHead, FlowState},
     frontend::ServiceId,
     tuple::{Endpoint, FlowKey, Hook},
 };
@@ -28,20 +28,21 @@ pub(super) fn remember<T: Tables>(
     chosen: Selection,
     mode: Insert,
 ) -> Option<DropReason> {
-    let Some(backend) = tables.backend(chosen.backend()) else {
+    let (Some(backend), Some(draft)) = (tables.backend(chosen.backend()), tables.draft()) else {
         return Some(DropReason::BrokenTable);
     };
     let key = &packet.key;
-    let mut reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
-    let mut entry = FlowEntry {
-        backend: chosen.backend(),
-        generation: backend.generation,
-        service: backend.service,
-        ..begun(tables, key)
+    draft.reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
+    begin(tables, draft, key);
+    draft.entry.head.backend = chosen.backend();
+    draft.entry.head.generation = backend.generation;
+    draft.entry.head.service = backend.service;
+    let flags = if chosen.masquerades() || needs_masquerade(tables, packet, &backend) {
+        FlowFlags::MASQUERADE
+    } else {
+        FlowFlags::default()
     };
-    let masquerade = chosen.masquerades() || needs_masquerade(tables, packet, &backend);
-    let outcome =
-        write(tables, key, &mut reply, &mut entry, Way { mode, masquerade, first: Some(key.source_port) });
+    let outcome = write(tables, draft, mode, flags, First::Tried);
     match outcome {
         None => {
             tables.count_connection(backend.service);
@@ -60,14 +61,17 @@ pub(super) fn masquerade<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -
     let Some(address) = tables.device(packet.device).and_then(|device| device.source_for(key.source)) else {
         return Some(DropReason::NoSourceAddress);
     };
+    let Some(draft) = tables.draft() else {
+        return Some(DropReason::BrokenTable);
+    };
     let node = Endpoint { address, port: key.source_port };
-    let mut reply = FlowKey::new(key.destination_end(), node, key.protocol, Hook::INGRESS);
-    let mut entry = begun(tables, key);
+    draft.reply = FlowKey::new(key.destination_end(), node, key.protocol, Hook::INGRESS);
+    begin(tables, draft, key);
     // The host's own sockets use ports of their own accord; what a client chose may be one of those.
     let usable =
         tables.settings().is_some_and(|settings| settings.source_ports.contains(key.source_port.to_host()));
-    let first = if usable { Some(key.source_port) } else { None };
-    write(tables, key, &mut reply, &mut entry, Way { mode, masquerade: false, first })
+    let first = if usable { First::Tried } else { First::Skipped };
+    write(tables, draft, mode, FlowFlags::default(), first)
 }
 
 /// Whether answers would not come back through this node by themselves: neither client nor backend is here, or both are
@@ -81,115 +85,105 @@ fn needs_masquerade<T: Tables>(tables: &T, packet: &Packet, backend: &Backend) -
     !backend.flags.contains(BackendFlags::LOCAL) && !tables.device(packet.device).is_some_and(is_local)
 }
 
-/// An entry of a flow that the packet with this key has just begun: the way back.
+/// The entry of the way back of a flow that the packet with this key has just begun.
 #[inline(always)]
-fn begun<T: Tables>(tables: &T, key: &FlowKey) -> FlowEntry {
+fn begin<T: Tables>(tables: &T, draft: &mut Draft, key: &FlowKey) {
     let state = FlowState::initial(key.protocol);
-    FlowEntry {
-        peer: *key,
+    draft.key = *key;
+    draft.entry.peer = *key;
+    draft.entry.head = FlowHead {
         service: ServiceId::NONE,
         last_seen: tables.now(),
         timeout: tables.timeout(state),
         state,
         direction: Direction::REPLY,
-        ..FlowEntry::default()
-    }
+        ..FlowHead::default()
+    };
 }
 
-/// How a flow is to be written.
-#[derive(Clone, Copy)]
-struct Way {
-    /// Whether an entry at the flow's own key may be replaced.
-    mode: Insert,
-    /// Whether its source is to be rewritten as it leaves.
-    masquerade: bool,
-    /// The port to be tried first.
-    first: Option<Be16>,
+/// Whether the port that the client chose may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum First {
+    /// It is tried first.
+    Tried = 0,
+    /// It is not.
+    Skipped = 1,
 }
 
 /// Writes the way back under a port that is free, then the way there.
 #[inline(always)]
 fn write<T: Tables>(
     tables: &T,
-    key: &FlowKey,
-    reply: &mut FlowKey,
-    entry: &mut FlowEntry,
-    way: Way,
+    draft: &mut Draft,
+    mode: Insert,
+    flags: FlowFlags,
+    first: First,
 ) -> Option<DropReason> {
     // The way back first: once the request is on its way, its answer must find it.
-    if let Some(first) = way.first {
-        reply.destination_port = first;
+    match tables.reserve(first) {
+        Found::PORT => {}
+        Found::FULL => return Some(DropReason::FlowTableFull),
+        _ => return Some(DropReason::NoSourcePort),
     }
-    if let Some(reason) = Found(reserve(tables, reply, entry, way.first.is_some())).problem() {
-        return Some(reason);
-    }
-    entry.peer = *reply;
-    entry.direction = Direction::ORIGINAL;
-    if way.masquerade {
-        entry.flags = FlowFlags::MASQUERADE;
-    }
-    let error = tables.insert_flow(key, entry, way.mode).err()?;
-    let winner = tables.flow(key).map(|flow| flow.peer());
-    if winner != Some(*reply) {
-        tables.remove_flow(reply);
+    draft.entry.peer = draft.reply;
+    draft.entry.head.direction = Direction::ORIGINAL;
+    draft.entry.head.flags = flags;
+    let error = tables.insert_flow(&draft.key, &draft.entry, mode).err()?;
+    let won = tables.flow(&draft.key).is_some_and(|flow| flow.leads_to(&draft.reply));
+    if !won {
+        tables.remove_flow(&draft.reply);
     }
     if error == InsertError::Exists { None } else { Some(DropReason::FlowTableFull) }
 }
 
 /// How the search for a port ended, in one register.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Found(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Found(pub u32);
 
 impl Found {
     const PORT: Self = Self(0);
     const NO_PORT: Self = Self(1);
     const FULL: Self = Self(2);
-
-    #[inline(always)]
-    const fn problem(self) -> Option<DropReason> {
-        match self {
-            Self::PORT => None,
-            Self::FULL => Some(DropReason::FlowTableFull),
-            _ => Some(DropReason::NoSourcePort),
-        }
-    }
 }
 
-/// Writes `entry` under `reply`, whose destination port is changed until the tuple is free. What belongs to a connection
-/// that is over is taken only if nothing better was found: its end may still be remembered by the backend.
-#[inline(never)]
-fn reserve<T: Tables>(tables: &T, reply: &mut FlowKey, entry: &FlowEntry, has_first: bool) -> u32 {
+/// Writes the way back of the draft, whose destination port is changed until its tuple is free. What belongs to a connection that is
+/// over is taken only if nothing better was found: its end may still be remembered by the backend.
+#[inline(always)]
+pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
+    let (Some(draft), Some(settings)) = (tables.draft(), tables.settings()) else {
+        return Found::NO_PORT;
+    };
     let mut over = 0;
     for probe in 0..PROBES {
-        if probe > 0 || !has_first {
-            let Some(settings) = tables.settings() else {
-                break;
-            };
-            reply.destination_port = Be16::from_host(settings.source_ports.choose(tables.random()));
+        if probe > 0 || first == First::Skipped {
+            let port = settings.source_ports.choose(tables.random());
+            draft.reply.destination_port = Be16::from_host(port);
         }
-        match occupation(tables, reply, &entry.peer) {
-            Occupation::Absent => match tables.insert_flow(reply, entry, Insert::New) {
-                Ok(()) => return Found::PORT.0,
-                Err(InsertError::Full) => return Found::FULL.0,
+        match occupation(tables, draft) {
+            Occupation::Absent => match tables.insert_flow(&draft.reply, &draft.entry, Insert::New) {
+                Ok(()) => return Found::PORT,
+                Err(InsertError::Full) => return Found::FULL,
                 Err(InsertError::Exists) => {}
             },
-            Occupation::Stale => return replace(tables, reply, entry),
-            Occupation::Over if over == 0 => over = reply.destination_port.to_host(),
+            Occupation::Stale => return replace(tables, draft),
+            Occupation::Over if over == 0 => over = draft.reply.destination_port.to_host(),
             Occupation::Over | Occupation::Taken => {}
         }
     }
     if over == 0 {
-        return Found::NO_PORT.0;
+        return Found::NO_PORT;
     }
-    reply.destination_port = Be16::from_host(over);
-    replace(tables, reply, entry)
+    draft.reply.destination_port = Be16::from_host(over);
+    replace(tables, draft)
 }
 
 #[inline(always)]
-fn replace<T: Tables>(tables: &T, reply: &FlowKey, entry: &FlowEntry) -> u32 {
-    match tables.insert_flow(reply, entry, Insert::Replace) {
-        Ok(()) => Found::PORT.0,
-        Err(_) => Found::FULL.0,
+fn replace<T: Tables>(tables: &T, draft: &Draft) -> Found {
+    match tables.insert_flow(&draft.reply, &draft.entry, Insert::Replace) {
+        Ok(()) => Found::PORT,
+        Err(_) => Found::FULL,
     }
 }
 
@@ -207,20 +201,19 @@ enum Occupation {
 }
 
 #[inline(always)]
-fn occupation<T: Tables>(tables: &T, reply: &FlowKey, key: &FlowKey) -> Occupation {
-    let Some(old) = tables.flow(reply) else {
+fn occupation<T: Tables>(tables: &T, draft: &Draft) -> Occupation {
+    let Some(old) = tables.flow(&draft.reply) else {
         return Occupation::Absent;
     };
-    let peer = old.peer();
-    if peer == *key {
+    if old.leads_to(&draft.key) {
         return Occupation::Stale;
     }
     let now = tables.now();
-    let stale = match tables.flow(&peer) {
-        Some(other) if other.peer() == *reply => old.is_idle(now) && other.is_idle(now),
+    let stale = match tables.other(old) {
+        Some(other) if other.leads_to(&draft.reply) => old.head().is_idle(now) && other.head().is_idle(now),
         _ => true,
     };
-    match old.state().is_over() {
+    match old.head().state.is_over() {
         _ if stale => Occupation::Stale,
         true => Occupation::Over,
         false => Occupation::Taken,

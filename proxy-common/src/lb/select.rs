@@ -87,7 +87,7 @@ pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
         return Selection::NOT_OURS;
     }
     let Some(frontend) = find(tables, key) else {
-        return if is_unknown_port(tables, key.destination) {
+        return if is_unknown_port(tables, &key.destination) {
             Selection::UNKNOWN_PORT
         } else {
             Selection::NOT_OURS
@@ -122,10 +122,10 @@ fn find<T: Tables>(tables: &T, key: &FlowKey) -> Option<Frontend> {
 
 /// Whether a packet that no frontend is there for goes to a ClusterIP all the same, so that nobody can answer it
 /// (CIP-03, in nftables mode).
-#[inline(always)]
-pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: Addr) -> bool {
-    tables.roles(destination).contains(AddressRoles::FRONTEND)
-        && tables.address(destination).contains(AddressFlags::CLUSTER_IP)
+#[inline(never)]
+pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: &Addr) -> bool {
+    tables.roles(*destination).contains(AddressRoles::FRONTEND)
+        && tables.address(*destination).contains(AddressFlags::CLUSTER_IP)
 }
 
 /// A backend for a client that the frontend admits: source ranges come first (LBSR-06, LBSR-08 as nftables mode has it).

@@ -9,22 +9,25 @@ use crate::{
     device::Device,
     drop::DropReason,
     filter::AddressRoles,
-    flow::{Direction, FlowEntry, FlowState},
+    flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     frontend::{Frontend, FrontendKey, ServiceId},
     time::Ticks,
-    tuple::FlowKey,
+    tuple::{FlowKey, Hook},
 };
 
-/// An entry of the flow table, where it lies.
+use super::{
+    Translation,
+    remember::{First, Found, reserve},
+};
+
+/// An entry of the flow table, where it lies: a copy of all of it is too much for a program's stack.
 pub trait FlowRef: Copy {
-    /// A copy of the entry.
-    fn load(&self) -> FlowEntry;
-    /// Key of the other direction. This and the next two spare the stack a copy of the rest.
-    fn peer(&self) -> FlowKey;
-    /// How far the flow has come.
-    fn state(&self) -> FlowState;
-    /// Whether this direction has been silent for too long.
-    fn is_idle(&self, now: Ticks) -> bool;
+    /// All but the key of the other direction.
+    fn head(&self) -> FlowHead;
+    /// Whether the other direction has this key.
+    fn leads_to(&self, key: &FlowKey) -> bool;
+    /// What packets of this direction become at the hook that the entry is for.
+    fn translation(&self, hook: Hook) -> Translation;
     /// Records that this direction saw a packet.
     fn touch(&self, now: Ticks);
     /// Records a new state of the flow.
@@ -70,6 +73,11 @@ pub trait Tables {
     fn device(&self, ifindex: u32) -> Option<Device>;
     /// The flow entry of a tuple.
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
+    /// The flow entry at the key that an entry gives for its other direction. It may belong to another flow by now.
+    fn other(&self, flow: Self::Flow<'_>) -> Option<Self::Flow<'_>>;
+    /// Memory for the flow that this packet begins. What is in it is left over from an earlier one.
+    #[expect(clippy::mut_from_ref, reason = "each program run has its own")]
+    fn draft(&self) -> Option<&mut Draft>;
     /// Writes a flow entry.
     fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError>;
     /// Removes a flow entry, if it is there.
@@ -92,6 +100,15 @@ pub trait Tables {
     fn count_packet(&self, service: ServiceId, direction: Direction, bytes: u32);
     /// Counts a dropped packet of a service.
     fn count_drop(&self, service: ServiceId, reason: DropReason);
+
+    /// [`reserve`] over these tables.
+    #[inline(always)]
+    fn reserve(&self, first: First) -> Found
+    where
+        Self: Sized,
+    {
+        reserve(self, first)
+    }
 
     /// How long a flow may stay silent in a state.
     #[inline(always)]

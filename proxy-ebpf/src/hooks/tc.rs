@@ -5,20 +5,20 @@ use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
-use network_types::eth::{EthHdr, EtherType};
+use network_types::eth::EtherType;
 use proxy_common::{
     drop::DropReason,
     lb::{self, Verdict},
-    tuple::Hook,
+    tuple::{FlowKey, Hook},
 };
 
 use crate::{
-    icmp,
+    fragment, icmp,
     maps::{self, Maps},
+    packet::Note as _,
     parse::{self, Content, HEADERS},
-    refuse,
-    rewrite::{self, End},
-    wire::{Ipv4, Ipv6},
+    refuse, rewrite,
+    wire::{IpHeader, Ipv4, Ipv6, Part},
 };
 
 /// `TCX_NEXT`: leave the packet to whoever else is attached, then to the stack.
@@ -26,10 +26,10 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 const IPV4: u32 = EtherType::Ipv4 as u32;
 const IPV6: u32 = EtherType::Ipv6 as u32;
 
-/// Runs the hook on a packet and returns the tc action.
+/// Runs the hook on a packet and returns the tc action. `LINK` is the length of the link header.
 #[inline(always)]
-pub(crate) fn run(ctx: &TcContext, hook: Hook) -> i32 {
-    match balance(ctx, hook) {
+pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
+    match balance::<LINK>(ctx, hook) {
         Ok(action) => action,
         Err(reason) => {
             maps::count_drop(reason);
@@ -40,9 +40,9 @@ pub(crate) fn run(ctx: &TcContext, hook: Hook) -> i32 {
 
 /// Parse, decide, rewrite. Headers differ by family, the decision does not: it stands here once.
 #[inline(always)]
-fn balance(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
+fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
     let family = ctx.skb.protocol();
-    if family != IPV4 && family != IPV6 {
+    if family != IPV4 && family != IPV6 || ctx.is_tagged() {
         return Ok(NEXT);
     }
     // A driver may leave headers in fragments; what the packet does not have cannot be pulled.
@@ -53,32 +53,39 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
     {
         return Ok(NEXT);
     }
-    let parsed = match family {
-        IPV4 => parse::parse::<_, Ipv4>(ctx, EthHdr::LEN, hook),
-        _ => parse::parse::<_, Ipv6>(ctx, EthHdr::LEN, hook),
+    let content = match family {
+        IPV4 => parse::parse::<_, Ipv4>(ctx, LINK, hook),
+        _ => parse::parse::<_, Ipv6>(ctx, LINK, hook),
     };
-    let parsed = match parsed {
+    let mut parsed = match content {
         Some(Content::Transport(parsed)) => parsed,
-        Some(Content::Icmp(at)) => {
-            match family {
-                IPV4 => icmp::translate::<Ipv4>(ctx, at, hook),
-                _ => icmp::translate::<Ipv6>(ctx, at, hook),
-            };
-            return Ok(NEXT);
+        Some(Content::Other) => {
+            return Ok(match family {
+                IPV4 => without_ports::<Ipv4, LINK>(ctx, hook),
+                _ => without_ports::<Ipv6, LINK>(ctx, hook),
+            });
         }
         None => return Ok(NEXT),
     };
-    let (verdict, end) = match hook {
-        Hook::INGRESS => (lb::ingress(&Maps, &parsed.packet), End::Destination),
-        _ => (lb::egress(&Maps, &parsed.packet), End::Source),
+    if parsed.part != Part::Whole && !fragment::complete(&mut parsed) {
+        let FlowKey { source, destination, .. } = &parsed.packet.key;
+        return match lb::without_ports(&Maps, source, destination) {
+            Verdict::Refuse(_) if hook == Hook::INGRESS => Err(DropReason::OrphanFragment),
+            _ => Ok(NEXT),
+        };
+    }
+    let verdict = match hook {
+        Hook::INGRESS => lb::ingress(&Maps, &parsed.packet),
+        _ => lb::egress(&Maps, &parsed.packet, ctx.is_masqueraded()),
     };
     let new = match verdict {
         Verdict::Pass => return Ok(NEXT),
         Verdict::Drop(reason) => return Err(reason),
         Verdict::Refuse(reason) => {
+            let length = refuse::quotation(&parsed);
             let answered = match family {
-                IPV4 => refuse::refuse::<Ipv4>(ctx, &parsed),
-                _ => refuse::refuse::<Ipv6>(ctx, &parsed),
+                IPV4 => refuse::refuse::<Ipv4, LINK>(ctx, length),
+                _ => refuse::refuse::<Ipv6, LINK>(ctx, length),
             };
             maps::count_drop(reason);
             return Ok(answered.unwrap_or(TC_ACT_SHOT));
@@ -87,22 +94,42 @@ fn balance(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
     };
     #[cfg(feature = "log")]
     {
-        let [a, b, c, d] = new.address.words().map(u64::from);
-        log(ctx, &parsed.packet.key, a | b << 32, c | d << 32, new.port.to_host());
+        let [a, b, c, d] = new.end.address.words().map(u64::from);
+        log(ctx, &parsed.packet.key, a | b << 32, c | d << 32, new.end.port.to_host());
+    }
+    match hook {
+        Hook::INGRESS if new.masquerade => ctx.masquerade(),
+        Hook::EGRESS if ctx.is_masqueraded() => ctx.done(),
+        _ => {}
     }
     match family {
-        IPV4 => rewrite::rewrite::<_, Ipv4>(ctx, &parsed, end, new),
-        _ => rewrite::rewrite::<_, Ipv6>(ctx, &parsed, end, new),
+        IPV4 => rewrite::rewrite::<_, Ipv4>(ctx, &parsed, &new),
+        _ => rewrite::rewrite::<_, Ipv6>(ctx, &parsed, &new),
     }
     .map(|()| NEXT)
     .ok_or(DropReason::RewriteFailed)
+}
+
+/// A packet of a protocol without ports: an ICMP error about a flow, a ping to a service, or none of Sluice's business.
+/// Returns the action. The steps are out of line and read the header again, each on a stack of its own.
+#[inline(always)]
+fn without_ports<I: IpHeader, const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
+    if icmp::translate::<I, LINK>(ctx, hook).is_some() || hook != Hook::INGRESS {
+        return NEXT;
+    }
+    let length = refuse::unknown::<I, LINK>(ctx);
+    if length == 0 {
+        return NEXT;
+    }
+    maps::count_drop(DropReason::UnknownPort);
+    refuse::refuse::<I, LINK>(ctx, length).unwrap_or(TC_ACT_SHOT)
 }
 
 /// Logs a translation, in builds made with `--datapath-log`. Out of line, because formatting needs a stack of its
 /// own; in five scalars, because a subprogram takes no more.
 #[cfg(feature = "log")]
 #[inline(never)]
-fn log(ctx: &TcContext, key: &proxy_common::tuple::FlowKey, first: u64, last: u64, port: u16) {
+fn log(ctx: &TcContext, key: &FlowKey, first: u64, last: u64, port: u16) {
     let [a, b, c, d] = [first as u32, (first >> 32) as u32, last as u32, (last >> 32) as u32];
     aya_log_ebpf::debug!(
         ctx,
