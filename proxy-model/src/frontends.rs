@@ -8,7 +8,7 @@ use proxy_common::{
     tuple::Endpoint,
 };
 
-use crate::{policy::TrafficPolicy, service::ServicePort, sets::Sets};
+use crate::{policy::TrafficPolicy, runs::Set, service::ServicePort, sets::Sets};
 
 /// On what terms clients use a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,13 +48,27 @@ impl ServicePort {
         found
     }
 
-    /// What a frontend with this access does.
-    pub(crate) fn flags(&self, access: Access, sets: &Sets, masquerade_all: bool) -> FrontendFlags {
-        let policy = match access {
+    /// The policy for clients with this access.
+    fn policy(&self, access: Access) -> TrafficPolicy {
+        match access {
             Access::Internal => self.internal,
             Access::Restricted | Access::External => self.external.policy,
-        };
-        let local = policy == TrafficPolicy::Local;
+        }
+    }
+
+    /// Whether a frontend with this access leads to the set (SP-09, upstream `UsesClusterEndpoints` and
+    /// `UsesLocalEndpoints`). Those of outside always lead to the cluster set, which serves clients inside.
+    pub(crate) fn uses(&self, set: Set, access: Access) -> bool {
+        let policy = self.policy(access);
+        match set {
+            Set::Cluster => policy == TrafficPolicy::Cluster || access != Access::Internal,
+            Set::Local => policy == TrafficPolicy::Local,
+        }
+    }
+
+    /// What a frontend with this access does.
+    pub(crate) fn flags(&self, access: Access, sets: &Sets, masquerade_all: bool) -> FrontendFlags {
+        let local = self.policy(access) == TrafficPolicy::Local;
         let silent = local && sets.only_elsewhere;
         let facts = match access {
             // DEC-03 to DEC-05, MASQ-01.
@@ -72,5 +86,99 @@ impl ServicePort {
         };
         let flags = facts.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag);
         flags.fold(FrontendFlags::default(), FrontendFlags::with)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proxy_common::tuple::Protocol;
+
+    use super::*;
+    use crate::{external::External, policy::SessionAffinity};
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn port(family: &str, cluster_ip: &str, external: External) -> ServicePort {
+        ServicePort {
+            name: format!("default/web:http/TCP/{family}").parse().unwrap(),
+            cluster_ip: cluster_ip.parse().unwrap(),
+            port: NonZeroU16::new(80).unwrap(),
+            node_port: NonZeroU16::new(30_080),
+            internal: TrafficPolicy::Cluster,
+            external: Arc::new(external),
+            affinity: SessionAffinity::None,
+        }
+    }
+
+    fn shown(port: &ServicePort, external_ips: bool) -> Vec<String> {
+        let frontends = port.frontends(external_ips);
+        assert!(frontends.iter().all(|(key, _)| key.protocol == Protocol::TCP));
+        frontends
+            .iter()
+            .map(|(key, access)| format!("{} {} {access:?}", key.address, key.port.to_host()))
+            .collect()
+    }
+
+    /// SP-01, SP-02, SP-05, XIP-03, LBSR-10, DIFF-08.
+    #[test]
+    fn an_address_that_is_several_things_is_one_frontend() {
+        let external = External {
+            external_ips: ips(&["192.0.2.1", "192.0.2.2", "10.96.0.1"]),
+            load_balancer_ips: ips(&["192.0.2.1", "192.0.2.3"]),
+            source_ranges: vec!["10.0.0.0/8".parse().unwrap()],
+            ..External::default()
+        };
+        let restricted = port("IPv4", "10.96.0.1", external.clone());
+        let all = [
+            "10.96.0.1 80 Internal",
+            "192.0.2.1 80 Restricted",
+            "192.0.2.3 80 Restricted",
+            "192.0.2.2 80 External",
+            "0.0.0.0 30080 External",
+        ];
+        assert_eq!(shown(&restricted, true), all);
+        assert_eq!(shown(&restricted, false), [all[0], all[1], all[2], all[4]]);
+        let open = port("IPv4", "10.96.0.1", External { source_ranges: vec![], ..external });
+        assert_eq!(shown(&open, true)[1], "192.0.2.1 80 External");
+        let v6 = port("IPv6", "fd00::1", External::default());
+        assert_eq!(shown(&v6, true), ["fd00::1 80 Internal", ":: 30080 External"]);
+    }
+
+    /// DEC-01 to DEC-05, DEC-20 to DEC-24, MASQ-01, LBSR-01.
+    #[test]
+    fn each_frontend_obeys_the_policy_of_its_clients() {
+        use TrafficPolicy::{Cluster, Local};
+        for (internal, policy, only_elsewhere, expected) in [
+            (Cluster, Cluster, false, [&[][..], &["restricted"][..], &[][..]]),
+            (Local, Cluster, false, [&["local-set"], &["restricted"], &[]]),
+            (Local, Cluster, true, [&["drop-when-empty", "local-set"], &["restricted"], &[]]),
+            (Cluster, Local, false, [&[], &["by-origin", "restricted"], &["by-origin"]]),
+            (
+                Cluster,
+                Local,
+                true,
+                [
+                    &[],
+                    &["drop-outside-when-empty", "by-origin", "restricted"],
+                    &["drop-outside-when-empty", "by-origin"],
+                ],
+            ),
+        ] {
+            let port = ServicePort {
+                internal,
+                ..port("IPv4", "10.96.0.1", External { policy, ..External::default() })
+            };
+            let sets = Sets { only_elsewhere, ..Sets::default() };
+            let found = [Access::Internal, Access::Restricted, Access::External]
+                .map(|access| port.flags(access, &sets, false).names().collect::<Vec<_>>());
+            assert_eq!(found, expected.map(<[_]>::to_vec), "{internal:?} {policy:?}");
+            let masquerades = [Access::Internal, Access::Restricted, Access::External]
+                .map(|access| port.flags(access, &sets, true).contains(FrontendFlags::MASQUERADE));
+            assert_eq!(masquerades, [true, false, false]);
+        }
     }
 }

@@ -34,25 +34,6 @@ pub(crate) struct ServicePort {
     pub(crate) affinity: SessionAffinity,
 }
 
-impl ServicePort {
-    /// Whether it may be reached from outside the cluster. External addresses count even if they are not served (XIP-03).
-    fn is_external(&self) -> bool {
-        let External { external_ips, load_balancer_ips, .. } = &*self.external;
-        self.node_port.is_some() || !external_ips.is_empty() || !load_balancer_ips.is_empty()
-    }
-
-    /// Whether some clients reach backends on any node (SP-09, upstream `UsesClusterEndpoints`).
-    pub(crate) fn uses_cluster_set(&self) -> bool {
-        self.internal == TrafficPolicy::Cluster || self.is_external()
-    }
-
-    /// Whether some clients reach backends on this node only (SP-09, upstream `UsesLocalEndpoints`).
-    pub(crate) fn uses_local_set(&self) -> bool {
-        self.internal == TrafficPolicy::Local
-            || self.is_external() && self.external.policy == TrafficPolicy::Local
-    }
-}
-
 /// The service ports of a Service; none if Sluice does not handle it. What is illegal costs its own port or family.
 pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<'_>) -> Vec<ServicePort> {
     let Some(spec) = handled(service) else {

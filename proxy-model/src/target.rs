@@ -40,7 +40,7 @@ impl Target {
         node: &ThisNode,
         masquerade_all: bool,
     ) -> Self {
-        let sets = choose(wanted, slices, node);
+        let sets = choose(wanted, frontends, slices, node);
         let flags = |access| wanted.flags(access, &sets, masquerade_all);
         Self {
             frontends: frontends.iter().map(|&(key, access)| (key, flags(access))).collect(),
