@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::{devices::NamePattern, ports::PortRange};
 
 /// Sluice: a kube-proxy replacement that balances in the kernel.
 #[derive(Debug, Parser)]
@@ -17,7 +19,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve this node: follow Services and EndpointSlices, keep the kernel's tables right.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Show what is in the kernel: programs, devices, how full the tables are, what was dropped.
     Status(ShowArgs),
     /// Show the services in the kernel: frontends, backends, traffic.
@@ -34,12 +36,21 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
     /// Name of this node, instead of the host's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Node")]
     pub hostname_override: Option<String>,
     /// Directory below a mounted cgroup2 whose processes this node serves. Only looked at: this version
     /// translates packets, not sockets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Node")]
     pub cgroup: Option<PathBuf>,
+    /// How services are served.
+    #[command(flatten)]
+    pub services: ServiceArgs,
+    /// How local traffic is detected.
+    #[command(flatten)]
+    pub local: LocalArgs,
+    /// What is known better than the agent can guess it.
+    #[command(flatten)]
+    pub devices: DeviceArgs,
     /// Where things are pinned.
     #[command(flatten)]
     pub pins: PinArgs,
@@ -55,6 +66,96 @@ pub struct RunArgs {
         help_heading = "Logging"
     )]
     pub log: String,
+}
+
+/// How services are served.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Services")]
+pub struct ServiceArgs {
+    /// Addresses of the node that accept NodePorts: all in these networks, or `primary` for the first of each family that
+    /// the Node object names. A family that no network is of accepts them on all its addresses, and so do both if
+    /// nothing is given
+    #[arg(long, value_name = "CIDR,...")]
+    pub nodeport_addresses: Vec<String>,
+    /// Ports that the API server takes NodePorts from (its --service-node-port-range). They are not used as source ports
+    /// of rewritten packets
+    #[arg(long, value_name = "FIRST-LAST", default_value_t = PortRange::NODE_PORTS)]
+    pub node_port_range: PortRange,
+    /// Serve the addresses in `spec.externalIPs`
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub serve_external_ips: bool,
+    /// Rewrite the source of everything that is sent to a ClusterIP
+    #[arg(
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        default_value_t = false,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub masquerade_all: bool,
+}
+
+/// How local traffic is detected: which clients are pods. It decides who may use the backends of other nodes behind an
+/// external address with `externalTrafficPolicy: Local`.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Local traffic")]
+pub struct LocalArgs {
+    /// How packets from pods are recognised: by their source (ClusterCIDR: in --cluster-cidr; NodeCIDR: in the Node
+    /// object's podCIDRs), or by the device that they enter through (BridgeInterface: --pod-bridge-interface;
+    /// InterfaceNamePrefix: --pod-interface-name-prefix)
+    #[arg(long, value_name = "MODE", value_enum, default_value_t, hide_possible_values = true)]
+    pub detect_local_mode: DetectLocalMode,
+    /// Network of the cluster's pods, or one of each family
+    #[arg(long, value_name = "CIDR,...")]
+    pub cluster_cidr: Vec<String>,
+    /// Bridge that this node's pods are joined to
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+    /// How the names of this node's pod devices begin
+    #[arg(long, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+}
+
+/// How packets from pods are recognised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DetectLocalMode {
+    /// By their source, in the network of the cluster's pods.
+    #[default]
+    #[value(name = "ClusterCIDR", alias = "")]
+    ClusterCidr,
+    /// By their source, in the Node's pod networks.
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// By the bridge that they enter through.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// By the device that they enter through.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+/// What is known better than the agent can guess it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Devices")]
+pub struct DeviceArgs {
+    /// Devices behind which are clients that everybody reaches through this node alone, such as pods and virtual
+    /// machines: they keep their addresses towards backends on other nodes. A name may end in `*`. `sluice status`
+    /// shows what the agent takes each device for
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub local_client_devices: Vec<NamePattern>,
+    /// Devices behind which is everybody else, whatever they look like
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub uplink_devices: Vec<NamePattern>,
 }
 
 /// Arguments of the commands that show something.

@@ -9,6 +9,8 @@
 pub mod cli;
 pub mod datapath;
 pub mod devices;
+pub mod options;
+pub mod ports;
 pub mod run;
 pub mod show;
 pub mod watch;

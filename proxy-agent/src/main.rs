@@ -12,8 +12,8 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use proxy_agent::{
     cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, node_name},
     datapath::Pins,
-    run::{self, Options},
-    show, watch,
+    options::options,
+    run, show, watch,
 };
 use proxy_model::Change;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => start(args),
+        Command::Run(args) => start(*args),
         Command::Status(args) => print(&args, show::status),
         Command::Services(args) => print(&args, show::services),
     };
@@ -72,9 +72,12 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let node = node_name(args.hostname_override.as_deref(), &hostname.to_string_lossy())
         .context("the node has no name: set --hostname-override")?;
-    let changes: BoxStream<'static, Change> = match &args.manifests {
+    let (manifests, kubeconfig) = (args.manifests.clone(), args.kubeconfig.clone());
+    let options = options(args, node)?;
+    let node = &options.model.node_name;
+    let changes: BoxStream<'static, Change> = match &manifests {
         Some(dir) => watch::manifests(dir)?.boxed(),
-        None => watch::kubernetes(watch::client(args.kubeconfig.as_deref()).await?, &node).boxed(),
+        None => watch::kubernetes(watch::client(kubeconfig.as_deref()).await?, node).boxed(),
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -84,6 +87,6 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    run::run(Options { node, bpffs: args.pins.bpffs }, changes, stop).await?;
+    run::run(options, changes, stop).await?;
     Ok(())
 }

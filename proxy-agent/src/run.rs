@@ -3,8 +3,11 @@
 //! One task owns the model and the tables, so there are no locks. Whatever woke it, a round ends the same way: plan,
 //! commit, and come back soon if something could not be finished.
 
+mod placing;
+mod settings;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     future::Future,
     path::PathBuf,
     time::{Duration, Instant},
@@ -12,19 +15,20 @@ use std::{
 
 use futures::{Stream, StreamExt as _};
 use proxy_common::tables::{Flows, Table as _};
-use proxy_model::{Change, CommitError, Model};
+use proxy_model::{Change, CommitError, DetectLocal, Model};
 use tokio::{
     task::{JoinError, JoinSet},
     time::sleep_until,
 };
 use tracing::{debug, error, info, warn};
 
+use self::{placing::Placing, settings::Settings};
 use crate::{
     datapath::{
-        self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, attach,
-        detach_others, sweep,
+        self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, sweep,
     },
-    devices::{DeviceError, Devices, Ifindex, Skip, name_of, placement},
+    devices::{DeviceError, DeviceRules, Devices},
+    ports::PortRange,
 };
 
 /// How long to wait before repeating what failed.
@@ -35,10 +39,14 @@ const BATCH: usize = 4096;
 /// What the agent runs with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Name of this node.
-    pub node: String,
     /// Directory of pins.
     pub bpffs: PathBuf,
+    /// What decides about services.
+    pub model: proxy_model::Options,
+    /// What decides about devices.
+    pub devices: DeviceRules,
+    /// Where the API server takes NodePorts from.
+    pub node_ports: PortRange,
 }
 
 /// Why the agent could not start, or cannot go on.
@@ -69,7 +77,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let mut agent = Agent::start(options)?;
     let mut devices = Devices::watch()?;
-    agent.place(&devices).await?;
+    agent.place(&mut devices).await?;
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
     // Outlives a round: a busy cluster must not put off what failed.
@@ -79,13 +87,13 @@ pub async fn run(
         tokio::select! {
             () = &mut stop => break,
             batch = changes.next() => agent.apply(batch.ok_or(RunError::SourceEnded)?),
-            () = devices.changed() => agent.place_again(&devices).await,
+            () = devices.changed() => agent.place_again(&mut devices).await,
             () = sleep_until(agent.sweep_at.into()), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => agent.finish_sweep(swept),
             () = reached(retry_at) => {
                 retry_at = None;
                 if agent.is_misplaced() {
-                    agent.place_again(&devices).await;
+                    agent.place_again(&mut devices).await;
                 }
             }
         }
@@ -123,14 +131,10 @@ struct Agent {
     model: Model,
     /// Origin of the model's time.
     started: Instant,
-    /// Devices that carry this process's programs.
-    attached: BTreeSet<Ifindex>,
-    /// Devices that do not, and why.
-    skipped: BTreeMap<Ifindex, Skip>,
-    /// Devices that should, but could not be attached to.
-    unserved: BTreeMap<Ifindex, String>,
-    /// Devices that carry programs and exist, but that the latest list lacks.
-    unlisted: BTreeSet<Ifindex>,
+    settings: Settings,
+    /// How local traffic is detected.
+    detect_local: DetectLocal,
+    placing: Placing,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
     /// When the flow table is to be swept again.
@@ -147,7 +151,7 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options) -> Result<Self, RunError> {
-        let Options { node, bpffs } = options;
+        let Options { bpffs, model, devices, node_ports } = options;
         let pins = Pins::new(&bpffs);
         let mut datapath = datapath::load(&pins)?;
         if let Some(logger) = datapath.take_logger() {
@@ -156,21 +160,23 @@ impl Agent {
         let tables = KernelTables::open(&pins)?;
         let restored = tables.restore()?;
         info!(
-            node,
+            node = model.node_name,
             pins = %pins.root().display(),
             frontends = restored.frontends.len(),
             "datapath loaded; frontends found from an earlier run go on serving"
         );
+        if model.detect_local == DetectLocal::ClusterCidr(Vec::new()) {
+            info!("without --cluster-cidr, clients are not told to be pods by their address");
+        }
         Ok(Self {
-            model: Model::new(&node, restored),
+            settings: Settings::start(&pins, node_ports)?,
+            detect_local: model.detect_local.clone(),
+            placing: Placing::start(&pins, devices)?,
+            model: Model::new(model, restored),
             pins,
             datapath,
             tables,
             started: Instant::now(),
-            attached: BTreeSet::new(),
-            skipped: BTreeMap::new(),
-            unserved: BTreeMap::new(),
-            unlisted: BTreeSet::new(),
             unplaced: None,
             sweep_at: Instant::now(),
             pressure: Pressure::Low,
@@ -185,11 +191,11 @@ impl Agent {
     }
 
     fn is_misplaced(&self) -> bool {
-        !self.unserved.is_empty() || !self.unlisted.is_empty() || self.unplaced.is_some()
+        self.placing.is_unfinished() || self.unplaced.is_some()
     }
 
     fn is_unfinished(&self) -> bool {
-        self.is_misplaced() || self.model.is_unfinished()
+        self.is_misplaced() || self.model.is_unfinished() || !self.failing.is_empty()
     }
 
     fn apply(&mut self, batch: Vec<Change>) {
@@ -208,7 +214,11 @@ impl Agent {
         }
         let before = Instant::now();
         let failures = self.model.commit(now, &mut self.tables);
-        self.tell_failures(&failures);
+        let mut failing: BTreeSet<_> = failures.iter().map(describe).collect();
+        let networks = self.model.pod_networks();
+        let settled = self.settings.set_pod_networks(networks, &self.detect_local);
+        failing.extend(settled.err().map(|error| crate::report(&error)));
+        self.tell_failures(failing);
         if failures.is_empty() && self.model.is_synced() && !self.synced {
             self.synced = true;
             let counts = self.model.counts();
@@ -244,8 +254,7 @@ impl Agent {
     }
 
     /// Logs what fails newly, and when nothing fails any more.
-    fn tell_failures(&mut self, failures: &[CommitError<TableError>]) {
-        let failing: BTreeSet<_> = failures.iter().map(describe).collect();
+    fn tell_failures(&mut self, failing: BTreeSet<String>) {
         for failure in failing.difference(&self.failing) {
             error!("{failure}; will try again");
         }
@@ -256,7 +265,7 @@ impl Agent {
     }
 
     /// As [`Agent::place`], but what fails now may succeed later: the programs that are attached go on.
-    async fn place_again(&mut self, devices: &Devices) {
+    async fn place_again(&mut self, devices: &mut Devices) {
         match self.place(devices).await {
             Ok(()) => self.unplaced = None,
             Err(error) => {
@@ -269,56 +278,13 @@ impl Agent {
         }
     }
 
-    /// Brings the programs onto every device where they belong, and off the others.
-    async fn place(&mut self, devices: &Devices) -> Result<(), RunError> {
+    /// Takes note of what devices and addresses there are, and serves the devices.
+    async fn place(&mut self, devices: &mut Devices) -> Result<(), RunError> {
         let all = devices.list().await?;
-        let mut wanted = BTreeSet::new();
-        let mut skipped = BTreeMap::new();
-        let mut unserved = BTreeMap::new();
-        for device in &all {
-            let (index, name) = (device.index, &device.name);
-            if let Err(reason) = placement(device, &all) {
-                if self.skipped.get(&index) != Some(&reason) {
-                    info!(device = name, reason = reason.as_str(), "not attached");
-                }
-                skipped.insert(index, reason);
-                continue;
-            }
-            wanted.insert(index);
-            if self.attached.contains(&index) {
-                continue;
-            }
-            match attach(&mut self.datapath, &self.pins, device) {
-                Ok(()) => {
-                    self.attached.insert(index);
-                    info!(device = name, index = index.0, "attached");
-                }
-                Err(error) => {
-                    // Often the device has just vanished; the retry will know.
-                    let error = crate::report(&error);
-                    if self.unserved.get(&index) != Some(&error) {
-                        warn!("{error}; will try again");
-                    }
-                    unserved.insert(index, error);
-                }
-            }
-        }
-        self.skipped = skipped;
-        self.unserved = unserved;
-        self.unlisted.clear();
-        let listed: BTreeSet<_> = all.iter().map(|device| device.index).collect();
-        let gone = detach_others(&self.pins, |index| {
-            let unlisted = !listed.contains(&index) && name_of(index).is_some();
-            if unlisted {
-                self.unlisted.insert(index);
-            }
-            unlisted || wanted.contains(&index)
-        })?;
-        self.attached.retain(|index| wanted.contains(index) || self.unlisted.contains(index));
-        for index in gone {
-            info!(index = index.0, "detached");
-        }
-        Ok(())
+        self.model.set_node_addresses(all.ips());
+        // Before packets get a new address as their source, answers to it must be looked for.
+        self.program();
+        Ok(self.placing.place(&mut self.datapath, &self.pins, &all)?)
     }
 
     fn start_sweep(&mut self, sweeping: &mut JoinSet<Swept>) {

@@ -17,7 +17,7 @@ use super::{
     load::{Datapath, LoadError, Program},
     pins::Pins,
 };
-use crate::devices::{Device, Ifindex};
+use crate::devices::{Device, Ifindex, LinkHeader};
 
 /// Where a program goes, in which order among others there.
 struct Hook {
@@ -27,10 +27,22 @@ struct Hook {
 }
 
 /// Outermost on both sides: what a CNI attaches sees pod addresses, as it does behind netfilter's NAT.
-const HOOKS: [Hook; 2] = [
-    Hook { program: Program::Ingress, at: TcAttachType::Ingress, order: LinkOrder::first },
-    Hook { program: Program::Egress, at: TcAttachType::Egress, order: LinkOrder::last },
-];
+const fn hooks(header: LinkHeader) -> [Hook; 2] {
+    let [ingress, egress] = programs(header);
+    [
+        Hook { program: ingress, at: TcAttachType::Ingress, order: LinkOrder::first },
+        Hook { program: egress, at: TcAttachType::Egress, order: LinkOrder::last },
+    ]
+}
+
+/// The programs for devices with this link header: at ingress, at egress.
+#[must_use]
+pub const fn programs(header: LinkHeader) -> [Program; 2] {
+    match header {
+        LinkHeader::Ethernet => [Program::Ingress, Program::Egress],
+        LinkHeader::None => [Program::IngressL3, Program::EgressL3],
+    }
+}
 
 /// Why a device could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +158,7 @@ pub fn pinned_hooks(pins: &Pins) -> Result<Vec<PinnedHook>, AttachError> {
 /// Attaches both programs to a device, or puts this build's programs into the links that are already there. A
 /// packet meets the old program or the new one, never none.
 pub fn attach(datapath: &mut Datapath, pins: &Pins, device: &Device) -> Result<(), AttachError> {
-    for hook in HOOKS {
+    for hook in hooks(device.header) {
         let path = pin(pins, device.index, hook.program);
         let classifier = datapath.program(hook.program)?;
         match adopt(classifier, &hook, &path, device)? {
@@ -250,15 +262,15 @@ fn unpin(path: &Path) -> Result<(), AttachError> {
     }
 }
 
-/// Detaches from every device but those to `keep`. The links of vanished devices are dead already; their pins
-/// go too.
+/// Removes every link but those to `keep`. Returns the devices that lost one. The links of vanished devices are dead
+/// already; their pins go too.
 pub fn detach_others(
     pins: &Pins,
-    mut keep: impl FnMut(Ifindex) -> bool,
+    mut keep: impl FnMut(&PinnedHook) -> bool,
 ) -> Result<BTreeSet<Ifindex>, AttachError> {
     let mut gone = BTreeSet::new();
     for hook in pinned_hooks(pins)? {
-        if !keep(hook.device) {
+        if !keep(&hook) {
             unpin(&pin(pins, hook.device, hook.program))?;
             gone.insert(hook.device);
         }

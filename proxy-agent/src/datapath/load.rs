@@ -1,5 +1,7 @@
 //! From the embedded object to loaded programs over pinned maps.
 
+use std::{collections::BTreeSet, convert::Infallible};
+
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     programs::{ProgramError, SchedClassifier},
@@ -8,16 +10,14 @@ use aya_log::EbpfLogger;
 use log::Log;
 use proxy_common::{
     config::NodeSettings,
-    tables::{
-        AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
-        Slots, Table,
-    },
+    tables::{Settings, Table},
     time::Ticks,
 };
 
 use super::{
     clock::{self, ClockError},
-    map::{ArrayTable, HashTable, PerCpuTable, TableError},
+    list::{self, Visitor},
+    map::{self, ArrayTable, TableError},
     pins::{PinError, Pins},
     preflight::{self, PreflightError},
 };
@@ -32,13 +32,17 @@ pub enum Program {
     Ingress,
     /// tc egress.
     Egress,
+    /// tc ingress of devices whose packets have no link header.
+    IngressL3,
+    /// tc egress of such devices.
+    EgressL3,
     /// Tells the time; attached nowhere.
     Clock,
 }
 
 impl Program {
     /// Every program.
-    pub const ALL: [Self; 3] = [Self::Ingress, Self::Egress, Self::Clock];
+    pub const ALL: [Self; 5] = [Self::Ingress, Self::Egress, Self::IngressL3, Self::EgressL3, Self::Clock];
 
     /// Its name in the object.
     #[must_use]
@@ -46,6 +50,8 @@ impl Program {
         match self {
             Self::Ingress => "sluice_ingress",
             Self::Egress => "sluice_egress",
+            Self::IngressL3 => "sluice_ingress_l3",
+            Self::EgressL3 => "sluice_egress_l3",
             Self::Clock => "sluice_clock",
         }
     }
@@ -66,6 +72,9 @@ pub enum LoadError {
     /// The object or its maps were refused.
     #[error("cannot load the datapath object")]
     Object(#[source] Box<EbpfError>),
+    /// The object has a map that no table describes: it would neither be pinned nor compared.
+    #[error("the datapath object has a map {0}, which this build knows nothing of")]
+    UnknownMap(String),
     /// The object lacks a program.
     #[error("the datapath object has no program {0}")]
     Absent(&'static str),
@@ -113,46 +122,75 @@ pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     pins.create()?;
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    fn pin<'a, T: Table>(loader: &mut EbpfLoader<'a>, pins: &Pins) {
-        loader.map_pin_path(T::NAME, pins.map::<T>());
-    }
-    pin::<Frontends>(&mut loader, pins);
-    pin::<Slots>(&mut loader, pins);
-    pin::<Backends>(&mut loader, pins);
-    pin::<Flows>(&mut loader, pins);
-    pin::<AddressFilter>(&mut loader, pins);
-    pin::<ServiceNames>(&mut loader, pins);
-    pin::<ServiceTraffic>(&mut loader, pins);
-    pin::<Affinities>(&mut loader, pins);
-    pin::<Settings>(&mut loader, pins);
-    pin::<Drops>(&mut loader, pins);
+    // Nothing can go wrong there.
+    let Ok(()) = list::visit(&mut Pinning { loader: &mut loader, pins });
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-    check_pins(pins)?;
+    // aya adopts whatever is pinned under a name, so look at what it adopted before a program runs on it.
+    let mut check = Check { pins, names: BTreeSet::new() };
+    list::visit(&mut check)?;
     // Before the programs are loaded, while the object still owns the map of the log.
     let logger = EbpfLogger::init(&mut ebpf).ok();
+    check.expect_complete(&ebpf)?;
     for program in Program::ALL {
         let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
         find(&mut ebpf, program)?.load().map_err(refused)?;
     }
     let hz = clock::rate(find(&mut ebpf, Program::Clock)?)?;
     tracing::debug!(hz, "kernel clock");
-    ArrayTable::<Settings>::open(pins)?.put(0, &NodeSettings::new(hz))?;
+    settle(pins, hz)?;
     Ok(Datapath { ebpf, logger })
 }
 
-/// aya adopts whatever is pinned under a name, so look at what it adopted before a program runs on it.
-fn check_pins(pins: &Pins) -> Result<(), TableError> {
-    HashTable::<Frontends>::open(pins)?;
-    ArrayTable::<Slots>::open(pins)?;
-    ArrayTable::<Backends>::open(pins)?;
-    HashTable::<Flows>::open(pins)?;
-    ArrayTable::<AddressFilter>::open(pins)?;
-    HashTable::<ServiceNames>::open(pins)?;
-    PerCpuTable::<ServiceTraffic>::open(pins)?;
-    HashTable::<Affinities>::open(pins)?;
-    ArrayTable::<Settings>::open(pins)?;
-    PerCpuTable::<Drops>::open(pins)?;
-    Ok(())
+/// Leaves the settings of an earlier run in force until somebody has better ones. On first start there are none, and
+/// nothing works without the clock's rate.
+fn settle(pins: &Pins, hz: u32) -> Result<(), TableError> {
+    let mut settings = ArrayTable::<Settings>::open(pins)?;
+    match settings.get(0)? {
+        Some(found) if found.ticks_per_second == hz => Ok(()),
+        _ => settings.put(0, &NodeSettings::new(hz)),
+    }
+}
+
+/// Tells the loader where every table is pinned.
+struct Pinning<'a, 'b> {
+    loader: &'a mut EbpfLoader<'b>,
+    pins: &'a Pins,
+}
+
+impl Visitor for Pinning<'_, '_> {
+    type Error = Infallible;
+
+    fn visit<T: Table>(&mut self) -> Result<(), Infallible> {
+        self.loader.map_pin_path(T::NAME, self.pins.map::<T>());
+        Ok(())
+    }
+}
+
+/// Compares every table with its pin.
+struct Check<'a> {
+    pins: &'a Pins,
+    names: BTreeSet<&'static str>,
+}
+
+impl Visitor for Check<'_> {
+    type Error = TableError;
+
+    fn visit<T: Table>(&mut self) -> Result<(), TableError> {
+        self.names.insert(T::NAME);
+        map::check::<T>(self.pins)
+    }
+}
+
+impl Check<'_> {
+    /// Fails if the object has other maps. Those of its own memory, such as `.rodata`, are no tables.
+    fn expect_complete(&self, ebpf: &Ebpf) -> Result<(), LoadError> {
+        let is_known =
+            |name: &str| name.starts_with('.') || list::PRIVATE.contains(&name) || self.names.contains(name);
+        match ebpf.maps().find(|(name, _)| !is_known(name)) {
+            Some((unknown, _)) => Err(LoadError::UnknownMap(unknown.to_owned())),
+            None => Ok(()),
+        }
+    }
 }
 
 fn find(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, LoadError> {

@@ -8,10 +8,16 @@ use std::marker::PhantomData;
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuValues},
+    maps::{
+        Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        lpm_trie::{Key, LpmTrie},
+    },
     util::nr_cpus,
 };
-use proxy_common::tables::{MapBytes, Table, TableKind};
+use proxy_common::{
+    ranges::{SourceRange, SourceRangeData},
+    tables::{MapBytes, Table, TableKind},
+};
 use zerocopy::FromZeros as _;
 
 use super::pins::Pins;
@@ -81,6 +87,40 @@ fn errno(error: &MapError) -> Option<i32> {
     }
 }
 
+/// Whether writing an entry failed, in particular because there is no room for it.
+fn written<T: Table>(result: Result<(), MapError>) -> Result<(), TableError> {
+    result.map_err(|error| match errno(&error) {
+        // Hash tables say the former, tries the latter.
+        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => {
+            TableError::Full { table: T::NAME, capacity: T::CAPACITY }
+        }
+        _ => kernel::<T>("cannot write an entry")(error),
+    })
+}
+
+/// Whether removing an entry failed. One that is not there counts as removed.
+fn removed<T: Table>(result: Result<(), MapError>) -> Result<(), TableError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(error) if errno(&error) == Some(nix::libc::ENOENT) => Ok(()),
+        Err(error) => Err(kernel::<T>("cannot remove an entry")(error)),
+    }
+}
+
+/// An entry of a listing; `None` if it was removed between finding its key and reading its value.
+fn listed<T: Table, E>(entry: Result<E, MapError>) -> Option<Result<E, TableError>> {
+    match entry {
+        Ok(entry) => Some(Ok(entry)),
+        Err(MapError::KeyNotFound) => None,
+        Err(error) => Some(Err(kernel::<T>("cannot list the entries")(error))),
+    }
+}
+
+/// Compares a pin with what this build expects.
+pub(super) fn check<T: Table>(pins: &Pins) -> Result<(), TableError> {
+    open::<T>(pins).map(|_| ())
+}
+
 /// Opens a pin after comparing it with what this build expects: adopting a map of another shape would
 /// misread every entry, and the kernel would not object.
 fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
@@ -99,7 +139,9 @@ fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
     let kind = info.map_type().map_err(kernel::<T>("cannot read its type"))?;
     let expected = match T::KIND {
         TableKind::Hash => MapType::Hash,
+        TableKind::PerCpuHash => MapType::PerCpuHash,
         TableKind::LruHash => MapType::LruHash,
+        TableKind::LpmTrie => MapType::LpmTrie,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
     };
@@ -142,30 +184,57 @@ impl<T: Table> HashTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &T::Key, value: &T::Value) -> Result<(), TableError> {
-        self.map.insert(Raw(*key), Raw(*value), 0).map_err(|error| match errno(&error) {
-            Some(nix::libc::E2BIG) => TableError::Full { table: T::NAME, capacity: T::CAPACITY },
-            _ => kernel::<T>("cannot write an entry")(error),
-        })
+        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0))
     }
 
     /// Removes an entry, present or not.
     pub fn delete(&mut self, key: &T::Key) -> Result<(), TableError> {
-        match self.map.remove(&Raw(*key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) if errno(&error) == Some(nix::libc::ENOENT) => Ok(()),
-            Err(error) => Err(kernel::<T>("cannot remove an entry")(error)),
-        }
+        removed::<T>(self.map.remove(&Raw(*key)))
     }
 
     /// All entries, in the kernel's order. Entries that come or go meanwhile may be missed.
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
-        self.map.iter().filter_map(|entry| match entry {
-            Ok((Raw(key), Raw(value))) => Some(Ok((key, value))),
-            // Removed between finding the key and reading the value.
-            Err(MapError::KeyNotFound) => None,
-            Err(error) => Some(Err(kernel::<T>("cannot list the entries")(error))),
-        })
+        self.map.iter().filter_map(|entry| listed::<T, _>(entry.map(|(Raw(key), Raw(value))| (key, value))))
     }
+}
+
+/// A table of source ranges, opened by its pin: a trie of prefixes.
+pub struct TrieTable<T: Table<Key = SourceRange>> {
+    map: LpmTrie<MapData, Raw<SourceRangeData>, Raw<T::Value>>,
+}
+
+impl<T: Table<Key = SourceRange>> TrieTable<T> {
+    /// Opens the table's pin.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let map = open::<T>(pins)?;
+        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+    }
+
+    /// Writes an entry, new or not.
+    pub fn put(&mut self, key: &SourceRange, value: &T::Value) -> Result<(), TableError> {
+        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0))
+    }
+
+    /// Removes an entry, present or not.
+    pub fn delete(&mut self, key: &SourceRange) -> Result<(), TableError> {
+        removed::<T>(self.map.remove(&prefix(key)))
+    }
+
+    /// All entries, in the kernel's order. Entries that come or go meanwhile may be missed.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(SourceRange, T::Value), TableError>> {
+        let range = |key: Key<Raw<SourceRangeData>>| SourceRange {
+            prefix_length: key.prefix_len(),
+            data: key.data().0,
+        };
+        self.map
+            .iter()
+            .filter_map(move |entry| listed::<T, _>(entry.map(|(key, Raw(value))| (range(key), value))))
+    }
+}
+
+/// A range as aya knows the keys of tries; the bytes are the same.
+fn prefix(range: &SourceRange) -> Key<Raw<SourceRangeData>> {
+    Key::new(range.prefix_length, Raw(range.data))
 }
 
 /// An array table, opened by its pin: every index below the capacity exists.
@@ -232,5 +301,32 @@ impl<T: Table<Key = u32>> PerCpuTable<T> {
         let zeros = vec![Raw(T::Value::new_zeroed()); cpus];
         let zeros = PerCpuValues::try_from(zeros).map_err(failed)?;
         self.map.set(index, zeros, 0).map_err(kernel::<T>("cannot clear an entry"))
+    }
+}
+
+/// A per-CPU hash table, opened by its pin.
+pub struct PerCpuHashTable<T: Table> {
+    map: PerCpuHashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
+}
+
+impl<T: Table> PerCpuHashTable<T> {
+    /// Opens the table's pin.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let map = open::<T>(pins)?;
+        Ok(Self { map: PerCpuHashMap::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+    }
+
+    /// Removes an entry, present or not.
+    pub fn delete(&mut self, key: &T::Key) -> Result<(), TableError> {
+        removed::<T>(self.map.remove(&Raw(*key)))
+    }
+
+    /// All entries with the values of all CPUs, in the kernel's order. Entries that come or go meanwhile may be missed.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, Vec<T::Value>), TableError>> {
+        self.map.iter().filter_map(|entry| {
+            let values =
+                |values: PerCpuValues<Raw<T::Value>>| values.iter().map(|&Raw(value)| value).collect();
+            listed::<T, _>(entry.map(|(Raw(key), found)| (key, values(found))))
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod clock;
+mod list;
 mod load;
 mod log;
 mod map;
@@ -10,11 +11,11 @@ mod preflight;
 mod sweep;
 mod tables;
 
-pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks};
+pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
 pub use clock::ClockError;
 pub use load::{Datapath, LoadError, OBJECT, Program, load};
 pub use log::forward as forward_log;
-pub use map::{ArrayTable, HashTable, PerCpuTable, TableError};
+pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
 pub use sweep::{Pressure, Sweep, sweep};

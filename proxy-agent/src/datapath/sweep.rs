@@ -11,10 +11,11 @@ use std::{
 use proxy_common::{
     config::NodeSettings,
     filter::{AddressRoles, FilterPosition},
-    flow::{Direction, FlowEntry, FlowState},
+    flow::{FlowEntry, FlowState},
+    frontend::ServiceId,
     tables::{Flows, Settings, Table as _},
     time::Ticks,
-    tuple::FlowKey,
+    tuple::{FlowKey, Hook},
 };
 
 use super::{
@@ -83,12 +84,12 @@ impl Limits {
     }
 
     fn is_idle(self, flow: &FlowEntry, now: Ticks) -> bool {
-        let limit = match flow.state {
+        let limit = match flow.head.state {
             state if state.is_over() => self.over,
             state if state.is_embryonic() => self.embryonic,
             _ => None,
         };
-        flow.is_idle(now) || limit.is_some_and(|limit| flow.last_seen.age(now).exceeds(limit))
+        flow.head.is_idle(now) || limit.is_some_and(|limit| flow.head.last_seen.age(now).exceeds(limit))
     }
 }
 
@@ -151,7 +152,7 @@ fn pass(table: &mut HashTable<Flows>, now: Ticks, limits: Limits) -> Result<Swee
         // A flow that one side uses is alive; a void entry belongs to nobody.
         let peer_lives =
             !expired.contains(&flow.peer) && table.get(&flow.peer)?.is_some_and(|peer| peer.peer == key);
-        if flow.state != FlowState::VOID && peer_lives {
+        if flow.head.state != FlowState::VOID && peer_lives {
             keep(&mut sweep, &key, &flow);
             continue;
         }
@@ -166,18 +167,73 @@ fn pass(table: &mut HashTable<Flows>, now: Ticks, limits: Limits) -> Result<Swee
 
 fn keep(sweep: &mut Sweep, key: &FlowKey, flow: &FlowEntry) {
     sweep.left += 1;
-    if flow.direction == Direction::ORIGINAL {
-        sweep.note(FilterPosition::of(key.destination), AddressRoles::FRONTEND);
-        sweep.note(FilterPosition::of(flow.peer.source), AddressRoles::BACKEND);
-    } else {
-        sweep.note(FilterPosition::of(flow.peer.destination), AddressRoles::FRONTEND);
-        sweep.note(FilterPosition::of(key.source), AddressRoles::BACKEND);
+    for end in [key, &flow.peer] {
+        if let Some((position, roles)) = needed(end, flow.head.service) {
+            sweep.note(position, roles);
+        }
+    }
+}
+
+/// What the filter must go on saying for a direction of a flow to be found: something about destinations at ingress,
+/// about sources at egress.
+///
+/// Flows of no service rewrite sources. Of these, what leaves the node is looked up because the ingress hook wants it to
+/// be, whatever the filter says of the client; what comes back is found by the node's address.
+fn needed(key: &FlowKey, service: ServiceId) -> Option<(FilterPosition, AddressRoles)> {
+    const SERVED: AddressRoles = AddressRoles::FRONTEND.with(AddressRoles::NODE);
+    match (key.hook, service) {
+        (Hook::INGRESS, ServiceId::NONE) => Some((FilterPosition::of(key.destination), AddressRoles::NODE)),
+        // By a NodePort, a service too is found by the node's address.
+        (Hook::INGRESS, _) => Some((FilterPosition::of(key.destination), SERVED)),
+        (_, ServiceId::NONE) => None,
+        (_, _) => Some((FilterPosition::of(key.source), AddressRoles::BACKEND)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use proxy_common::{
+        endian::Be16,
+        flow::FlowHead,
+        tuple::{Endpoint, Protocol},
+    };
+
     use super::*;
+
+    fn end(text: &str) -> Endpoint {
+        let end: SocketAddr = text.parse().unwrap();
+        Endpoint { address: end.ip().into(), port: Be16::from_host(end.port()) }
+    }
+
+    /// A client of a service whose backend is on another node: both pairs of entries.
+    #[test]
+    fn flows_keep_the_filter_bits_that_they_are_found_by() {
+        let (client, frontend) = (end("10.0.0.9:40000"), end("192.0.2.1:30080"));
+        let (backend, node) = (end("10.244.2.7:8080"), end("192.0.2.1:5000"));
+        let key = |from, to, hook| FlowKey::new(from, to, Protocol::TCP, hook);
+        let found = |key: FlowKey, peer: FlowKey, service| {
+            let mut sweep = Sweep::default();
+            keep(&mut sweep, &key, &FlowEntry { peer, head: FlowHead { service, ..FlowHead::default() } });
+            assert_eq!(sweep.left, 1);
+            sweep.in_use
+        };
+        let place = |end: Endpoint| FilterPosition::of(end.address);
+        let served = AddressRoles::FRONTEND.with(AddressRoles::NODE);
+
+        let there = key(client, frontend, Hook::INGRESS);
+        let back = key(backend, client, Hook::EGRESS);
+        let expected = HashMap::from([(place(frontend), served), (place(backend), AddressRoles::BACKEND)]);
+        assert_eq!(found(there, back, ServiceId(7)), expected);
+        assert_eq!(found(back, there, ServiceId(7)), expected);
+
+        let there = key(client, backend, Hook::EGRESS);
+        let back = key(backend, node, Hook::INGRESS);
+        let expected = HashMap::from([(place(node), AddressRoles::NODE)]);
+        assert_eq!(found(there, back, ServiceId::NONE), expected);
+        assert_eq!(found(back, there, ServiceId::NONE), expected);
+    }
 
     #[test]
     fn pressure_grows_with_the_entries() {
@@ -205,7 +261,8 @@ mod tests {
         let settings = NodeSettings::new(100);
         let outcomes = |pressure, state, silent: u32| {
             let timeout = settings.timeouts.of(state);
-            let flow = FlowEntry { state, timeout, ..FlowEntry::default() };
+            let head = FlowHead { state, timeout, ..FlowHead::default() };
+            let flow = FlowEntry { head, ..FlowEntry::default() };
             let limits = Limits::under(pressure, &settings);
             limits.iter().map(|limits| limits.is_idle(&flow, settings.ticks(silent))).collect::<Vec<_>>()
         };

@@ -10,7 +10,7 @@ use crate::{
     datapath::{AttachError, TableError},
 };
 
-pub use services::{BackendRow, FrontendRow, ServiceRow, Services, services};
+pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services, services};
 pub use status::{BareDevice, DeviceRow, Status, TableRow, status};
 
 /// Why something cannot be shown.
@@ -41,7 +41,7 @@ pub fn render<T: Show>(value: &T, format: OutputFormat) -> Result<String, ShowEr
     }
 }
 
-/// A table without frames, columns apart by three spaces.
+/// A table without frames, columns apart by two spaces.
 fn grid<const N: usize>(header: [&str; N]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_preset(comfy_table::presets::NOTHING).set_header(header);

@@ -1,16 +1,26 @@
 //! `sluice services`: the tables that services live in, joined.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+mod print;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use proxy_common::{
+    addresses::AddressFlags,
     counters::ServiceCounters,
-    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId},
-    tables::{Backends, Frontends, ServiceNames, ServiceTraffic, Slots},
+    drop::DropReason,
+    frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRun},
+    ranges::SourceRange,
+    tables::{
+        Addresses, Backends, Frontends, ServiceDrops, ServiceNames, ServiceTraffic, Slots, SourceRanges,
+    },
 };
 use serde::Serialize;
 
-use super::{Show, ShowError, grid, lines, right};
-use crate::datapath::{ArrayTable, HashTable, PerCpuTable, Pins};
+use super::ShowError;
+use crate::datapath::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, Pins, TableError, TrieTable};
 
 /// All services in the kernel.
 #[derive(Debug, Serialize)]
@@ -20,14 +30,16 @@ pub struct Services {
 }
 
 /// A service port.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ServiceRow {
     /// Its id in the tables.
     pub id: u32,
     /// Its name, as the agent wrote it.
     pub name: String,
-    /// Its frontends.
+    /// Its frontends: its ClusterIP first, its NodePort last.
     pub frontends: Vec<FrontendRow>,
+    /// Sources that restricted frontends admit.
+    pub source_ranges: Vec<String>,
     /// Flows that were given a backend.
     pub connections: u64,
     /// Packets from clients.
@@ -40,98 +52,180 @@ pub struct ServiceRow {
     pub reply_bytes: u64,
     /// Packets dropped.
     pub drops: u64,
+    /// The same by reason, as far as the table of such drops had room.
+    pub drops_by_reason: BTreeMap<&'static str, u64>,
 }
 
 /// A frontend.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FrontendRow {
-    /// Address and port.
-    pub address: String,
-    /// `TCP` or `UDP`.
+    /// Address and port; the unspecified address for a NodePort, which stands for all that accept it.
+    pub address: SocketAddr,
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
+    /// What kind of address it is.
+    pub kind: FrontendKind,
+    /// What it does beyond choosing a backend, as the datapath is told.
+    pub flags: Vec<&'static str>,
     /// Seconds that a client stays with its backend; 0 without session affinity.
     pub affinity_seconds: u32,
+    /// What happens to connections when there is no backend: `refused` or `dropped`.
+    pub without_backends: &'static str,
+    /// What it leads to; if `outside` is there, clients inside the cluster only.
+    pub backends: Vec<BackendRow>,
+    /// What it leads clients outside the cluster to, if that is decided apart.
+    pub outside: Option<Outside>,
+}
+
+/// What a frontend leads clients outside the cluster to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outside {
     /// What happens to connections when there is no backend: `refused` or `dropped`.
     pub without_backends: &'static str,
     /// What it leads to.
     pub backends: Vec<BackendRow>,
 }
 
+/// What kind of address a frontend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrontendKind {
+    /// The Service's own.
+    ClusterIp,
+    /// An external IP, or that of a load balancer.
+    External,
+    /// Every address of the node that accepts NodePorts.
+    NodePort,
+}
+
 /// A backend.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendRow {
     /// Its id in the tables.
     pub id: u32,
     /// Address and port.
-    pub address: String,
+    pub address: SocketAddr,
     /// `live`, `live local` or `gone`.
     pub state: String,
 }
 
 /// Reads them from the kernel.
 pub fn services(pins: &Pins) -> Result<Services, ShowError> {
-    let frontends = HashTable::<Frontends>::open(pins)?;
-    let slots = ArrayTable::<Slots>::open(pins)?;
-    let backends = ArrayTable::<Backends>::open(pins)?;
+    let reader = Reader::open(pins)?;
     let names = HashTable::<ServiceNames>::open(pins)?;
     let traffic = PerCpuTable::<ServiceTraffic>::open(pins)?;
-    let mut by_service = BTreeMap::<ServiceId, Vec<FrontendRow>>::new();
-    for entry in frontends.entries() {
+    let mut rows = BTreeMap::<ServiceId, ServiceRow>::new();
+    for entry in HashTable::<Frontends>::open(pins)?.entries() {
         let (key, frontend) = entry?;
-        let row = frontend_row(&key, &frontend, &slots, &backends)?;
-        by_service.entry(frontend.service).or_default().push(row);
+        rows.entry(frontend.service).or_default().frontends.push(reader.frontend(&key, &frontend)?);
     }
-    let mut rows = Vec::new();
-    for (id, mut frontends) in by_service {
-        frontends.sort_by(|a, b| (&a.address, &a.protocol).cmp(&(&b.address, &b.protocol)));
-        let name = names.get(&id)?.map_or_else(|| format!("(unnamed, id {})", id.0), |name| text(&name));
-        let ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes, drops } =
-            traffic.get(id.0)?.into_iter().fold(ServiceCounters::default(), ServiceCounters::plus);
-        rows.push(ServiceRow {
-            id: id.0,
-            name,
-            frontends,
-            connections,
-            packets,
-            bytes,
-            reply_packets,
-            reply_bytes,
-            drops,
-        });
-    }
-    rows.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Services { services: rows })
-}
-
-fn frontend_row(
-    key: &FrontendKey,
-    frontend: &Frontend,
-    slots: &ArrayTable<Slots>,
-    backends: &ArrayTable<Backends>,
-) -> Result<FrontendRow, ShowError> {
-    let mut rows = Vec::new();
-    for slot in frontend.slot_base..frontend.slot_base.saturating_add(frontend.slot_count) {
-        let Some(id) = slots.get(slot)? else {
-            break;
-        };
-        if let Some(backend) = backends.get(id.0)? {
-            let end = SocketAddr::new(backend.address.to_ip(), backend.port.to_host());
-            rows.push(BackendRow {
-                id: id.0,
-                address: end.to_string(),
-                state: format!("{:?}", backend.flags),
-            });
+    for entry in TrieTable::<SourceRanges>::open(pins)?.entries() {
+        let (range, _) = entry?;
+        if let Some(row) = rows.get_mut(&range.data.service) {
+            row.source_ranges.push(cidr(&range));
         }
     }
-    let end = SocketAddr::new(key.address.to_ip(), key.port.to_host());
-    let silent = frontend.flags.contains(FrontendFlags::DROP_WHEN_EMPTY);
-    Ok(FrontendRow {
-        address: end.to_string(),
-        protocol: format!("{:?}", key.protocol),
-        affinity_seconds: frontend.affinity,
-        without_backends: if silent { "dropped" } else { "refused" },
-        backends: rows,
-    })
+    for entry in PerCpuHashTable::<ServiceDrops>::open(pins)?.entries() {
+        let (key, counts) = entry?;
+        let reason = DropReason::ALL.into_iter().find(|reason| *reason as u32 == key.reason);
+        if let (Some(row), Some(reason)) = (rows.get_mut(&key.service), reason) {
+            row.drops_by_reason.insert(reason.as_str(), counts.iter().sum());
+        }
+    }
+    for (id, row) in &mut rows {
+        let name = names.get(id)?;
+        row.finish(*id, name.as_ref().map(|name| &name[..]), &traffic.get(id.0)?);
+    }
+    let mut services: Vec<_> = rows.into_values().collect();
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Services { services })
+}
+
+impl ServiceRow {
+    /// Fills in what belongs to the service as a whole, and puts the rest in order.
+    fn finish(&mut self, id: ServiceId, name: Option<&[u8]>, traffic: &[ServiceCounters]) {
+        self.id = id.0;
+        self.name = name.map_or_else(|| format!("(unnamed, id {})", id.0), text);
+        self.frontends.sort_by_key(|frontend| (frontend.kind, frontend.address));
+        self.source_ranges.sort();
+        let sum = traffic.iter().copied().fold(ServiceCounters::default(), ServiceCounters::plus);
+        let ServiceCounters { connections, packets, bytes, reply_packets, reply_bytes, drops } = sum;
+        self.connections = connections;
+        self.packets = packets;
+        self.bytes = bytes;
+        self.reply_packets = reply_packets;
+        self.reply_bytes = reply_bytes;
+        self.drops = drops;
+    }
+}
+
+/// The tables behind a frontend.
+struct Reader {
+    addresses: HashTable<Addresses>,
+    slots: ArrayTable<Slots>,
+    backends: ArrayTable<Backends>,
+}
+
+impl Reader {
+    fn open(pins: &Pins) -> Result<Self, TableError> {
+        Ok(Self {
+            addresses: HashTable::open(pins)?,
+            slots: ArrayTable::open(pins)?,
+            backends: ArrayTable::open(pins)?,
+        })
+    }
+
+    fn frontend(&self, key: &FrontendKey, frontend: &Frontend) -> Result<FrontendRow, TableError> {
+        let Frontend { service: _, flags, affinity, slots, outside } = *frontend;
+        let address = SocketAddr::new(key.address.to_ip(), key.port.to_host());
+        let facts = self.addresses.get(&key.address)?.unwrap_or_default();
+        let kind = if address.ip().is_unspecified() {
+            FrontendKind::NodePort
+        } else if facts.contains(AddressFlags::CLUSTER_IP) {
+            FrontendKind::ClusterIp
+        } else {
+            FrontendKind::External
+        };
+        let outside = if flags.contains(FrontendFlags::BY_ORIGIN) {
+            Some(Outside {
+                without_backends: without_backends(flags, FrontendFlags::DROP_OUTSIDE_WHEN_EMPTY),
+                backends: self.run(outside)?,
+            })
+        } else {
+            None
+        };
+        Ok(FrontendRow {
+            address,
+            protocol: format!("{:?}", key.protocol),
+            kind,
+            flags: flags.names().collect(),
+            affinity_seconds: affinity,
+            without_backends: without_backends(flags, FrontendFlags::DROP_WHEN_EMPTY),
+            backends: self.run(slots)?,
+            outside,
+        })
+    }
+
+    fn run(&self, run: SlotRun) -> Result<Vec<BackendRow>, TableError> {
+        let mut rows = Vec::new();
+        for slot in run.base..run.base.saturating_add(run.count) {
+            let Some(id) = self.slots.get(slot)? else {
+                break;
+            };
+            if let Some(backend) = self.backends.get(id.0)? {
+                rows.push(BackendRow {
+                    id: id.0,
+                    address: SocketAddr::new(backend.address.to_ip(), backend.port.to_host()),
+                    state: format!("{:?}", backend.flags),
+                });
+            }
+        }
+        Ok(rows)
+    }
+}
+
+fn without_backends(flags: FrontendFlags, silent: FrontendFlags) -> &'static str {
+    if flags.contains(silent) { "dropped" } else { "refused" }
 }
 
 /// The name up to its padding.
@@ -140,56 +234,30 @@ fn text(name: &[u8]) -> String {
     String::from_utf8_lossy(&name[..end]).into_owned()
 }
 
-impl Show for Services {
-    fn table(&self) -> String {
-        if self.services.is_empty() {
-            return "no services in the kernel".to_owned();
-        }
-        let mut table = grid(["SERVICE", "FRONTEND", "BACKENDS", "FLOWS", "PACKETS", "REPLIES", "DROPS"]);
-        right(&mut table, [3, 4, 5, 6]);
-        for service in &self.services {
-            let frontends: Vec<_> = service.frontends.iter().map(FrontendRow::cell).collect();
-            table.add_row([
-                service.name.clone(),
-                frontends.join("\n"),
-                // The frontends of a service port lead to the same backends.
-                service.frontends.first().map(FrontendRow::backends_cell).unwrap_or_default(),
-                service.connections.to_string(),
-                service.packets.to_string(),
-                service.reply_packets.to_string(),
-                service.drops.to_string(),
-            ]);
-        }
-        lines(&table)
-    }
+/// A source range as people write it.
+fn cidr(range: &SourceRange) -> String {
+    let ip = range.data.address.to_ip();
+    let whole = SourceRange::of(range.data.service, range.data.address).prefix_length;
+    let bits = match ip {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    };
+    let missing = whole.saturating_sub(range.prefix_length);
+    format!("{ip}/{}", u32::saturating_sub(bits, missing))
 }
 
-impl FrontendRow {
-    /// The protocol is part of the service's name.
-    fn cell(&self) -> String {
-        match self.affinity_seconds {
-            0 => self.address.clone(),
-            seconds => format!("{}\n  affinity {seconds} s", self.address),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn backends_cell(&self) -> String {
-        if self.backends.is_empty() {
-            return format!("none: {}", self.without_backends);
+    #[test]
+    fn source_ranges_are_shown_as_they_are_written() {
+        for (ip, length) in
+            [("10.0.0.0", 8), ("0.0.0.0", 1), ("10.0.0.1", 32), ("fd00::", 8), ("fd00::1", 128)]
+        {
+            let network: IpAddr = ip.parse().unwrap();
+            let range = SourceRange::new(ServiceId(7), network.into(), length);
+            assert_eq!(cidr(&range), format!("{ip}/{length}"));
         }
-        let cells: Vec<_> = self
-            .backends
-            .iter()
-            .map(|backend| format!("{}{}", backend.address, mark(&backend.state)))
-            .collect();
-        cells.join("\n")
-    }
-}
-
-fn mark(state: &str) -> &'static str {
-    match state {
-        "live" => "",
-        "live local" => " (local)",
-        _ => " (gone)",
     }
 }

@@ -1,19 +1,33 @@
 //! `sluice status`: programs, devices, tables, drops.
 
-use std::collections::BTreeMap;
+mod print;
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
 
 use proxy_common::{
+    addr::Addr,
     backend::BackendFlags,
+    device::{Device as DeviceFacts, DeviceFlags},
     drop::DropReason,
     flow::Direction,
-    tables::{Affinities, Backends, Drops, Flows, Frontends, ServiceNames, Table},
+    frontend::ServiceId,
+    tables::{
+        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, ServiceDrops,
+        ServiceNames, Settings, SourceRanges, Table,
+    },
 };
 use serde::Serialize;
 
-use super::{Show, ShowError, grid, lines, right};
+use super::ShowError;
 use crate::{
-    datapath::{ArrayTable, HashTable, PerCpuTable, Pins, Program, TableError, pinned_hooks},
-    devices::{self, Device, Skip, placement},
+    datapath::{
+        ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, Pins, Program, TableError, TrieTable,
+        pinned_hooks,
+    },
+    devices::{self, Class, Device, Inventory, Skip, placement},
 };
 
 /// What the kernel holds.
@@ -29,8 +43,12 @@ pub struct Status {
     pub not_attached: Vec<BareDevice>,
     /// Tables and how full they are.
     pub tables: Vec<TableRow>,
-    /// Flows by state, client's direction only.
+    /// Flows through services by state.
     pub flows: BTreeMap<&'static str, u64>,
+    /// Flows whose sources are rewritten as they leave the node.
+    pub rewritten_sources: u64,
+    /// Ports that sources may be rewritten to.
+    pub source_ports: u32,
     /// Dropped packets by reason.
     pub drops: BTreeMap<&'static str, u64>,
 }
@@ -42,6 +60,14 @@ pub struct DeviceRow {
     pub index: u32,
     /// Its name; `None` if no such device is in this network namespace.
     pub name: Option<String>,
+    /// Who is behind it: `local-clients` or `uplink`. This and the next three are what the datapath is told.
+    pub class: Option<&'static str>,
+    /// Whether what enters through it is pod traffic, if that is told by the device.
+    pub pod_traffic: bool,
+    /// The IPv4 address that sources are rewritten to as packets leave through it.
+    pub source_v4: Option<IpAddr>,
+    /// The same for IPv6.
+    pub source_v6: Option<IpAddr>,
     /// Kernel id of the program at ingress.
     pub ingress: Option<u32>,
     /// Kernel id of the program at egress.
@@ -72,29 +98,27 @@ pub struct TableRow {
 
 /// Reads it from the kernel.
 pub fn status(pins: &Pins) -> Result<Status, ShowError> {
-    let frontends = count(HashTable::<Frontends>::open(pins)?.entries())?;
     let mut flows = BTreeMap::new();
+    let mut rewritten_sources = 0;
     let mut entries = 0;
     for entry in HashTable::<Flows>::open(pins)?.entries() {
         let (_, flow) = entry?;
         entries += 1;
-        if flow.direction == Direction::ORIGINAL {
-            *flows.entry(flow.state.as_str()).or_default() += 1;
+        match (flow.head.direction, flow.head.service) {
+            (Direction::ORIGINAL, ServiceId::NONE) => rewritten_sources += 1,
+            (Direction::ORIGINAL, _) => *flows.entry(flow.head.state.as_str()).or_default() += 1,
+            _ => {}
         }
     }
     let mut backends = 0;
     for entry in ArrayTable::<Backends>::open(pins)?.entries() {
         backends += u64::from(entry?.1.flags.contains(BackendFlags::LIVE));
     }
-    let names = count(HashTable::<ServiceNames>::open(pins)?.entries())?;
-    let affinities = count(HashTable::<Affinities>::open(pins)?.entries())?;
+    let settings = ArrayTable::<Settings>::open(pins)?.get(0)?;
     let counts = PerCpuTable::<Drops>::open(pins)?;
     let mut drops = BTreeMap::new();
     for reason in DropReason::ALL {
         drops.insert(reason.as_str(), counts.get(reason as u32)?.iter().sum());
-    }
-    fn row<T: Table>(used: u64) -> TableRow {
-        TableRow { name: T::NAME, used, capacity: T::CAPACITY }
     }
     // It is a hint; what follows is worth showing without it.
     let others = pins.others().unwrap_or_default();
@@ -106,15 +130,30 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
         devices,
         not_attached,
         tables: vec![
-            row::<ServiceNames>(names),
-            row::<Frontends>(frontends),
+            hash_row::<ServiceNames>(pins)?,
+            hash_row::<Frontends>(pins)?,
             row::<Backends>(backends),
+            hash_row::<Addresses>(pins)?,
+            row::<SourceRanges>(count(TrieTable::<SourceRanges>::open(pins)?.entries())?),
+            hash_row::<Devices>(pins)?,
             row::<Flows>(entries),
-            row::<Affinities>(affinities),
+            hash_row::<Affinities>(pins)?,
+            hash_row::<Fragments>(pins)?,
+            row::<ServiceDrops>(count(PerCpuHashTable::<ServiceDrops>::open(pins)?.entries())?),
         ],
         flows,
+        rewritten_sources,
+        source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
         drops,
     })
+}
+
+fn row<T: Table>(used: u64) -> TableRow {
+    TableRow { name: T::NAME, used, capacity: T::CAPACITY }
+}
+
+fn hash_row<T: Table>(pins: &Pins) -> Result<TableRow, TableError> {
+    Ok(row::<T>(count(HashTable::<T>::open(pins)?.entries())?))
 }
 
 fn count<T>(mut entries: impl Iterator<Item = Result<T, TableError>>) -> Result<u64, TableError> {
@@ -122,26 +161,45 @@ fn count<T>(mut entries: impl Iterator<Item = Result<T, TableError>>) -> Result<
 }
 
 fn attached(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
+    let facts = HashTable::<Devices>::open(pins)?;
     let mut rows = BTreeMap::new();
     for hook in pinned_hooks(pins)? {
         let index = hook.device.0;
-        let row = rows.entry(index).or_insert_with(|| DeviceRow {
-            index,
-            name: devices::name_of(hook.device),
-            ingress: None,
-            egress: None,
-        });
+        let row = match rows.entry(index) {
+            Entry::Occupied(row) => row.into_mut(),
+            Entry::Vacant(row) => {
+                row.insert(DeviceRow::new(index, devices::name_of(hook.device), facts.get(&index)?))
+            }
+        };
         match hook.program {
-            Program::Ingress => row.ingress = hook.program_id,
-            Program::Egress => row.egress = hook.program_id,
+            Program::Ingress | Program::IngressL3 => row.ingress = hook.program_id,
+            Program::Egress | Program::EgressL3 => row.egress = hook.program_id,
             Program::Clock => {}
         }
     }
     Ok(rows.into_values().collect())
 }
 
+impl DeviceRow {
+    fn new(index: u32, name: Option<String>, facts: Option<DeviceFacts>) -> Self {
+        let has = |flag| facts.is_some_and(|facts| facts.flags.contains(flag));
+        let address = |address: Addr| (address != Addr::default()).then(|| address.to_ip());
+        let class = if has(DeviceFlags::LOCAL_CLIENTS) { Class::LocalClients } else { Class::Uplink };
+        Self {
+            index,
+            name,
+            class: facts.map(|_| class.as_str()),
+            pod_traffic: has(DeviceFlags::POD_TRAFFIC),
+            source_v4: facts.and_then(|facts| address(facts.source_v4)),
+            source_v6: facts.and_then(|facts| address(facts.source_v6)),
+            ingress: None,
+            egress: None,
+        }
+    }
+}
+
 /// The devices that lack a program.
-fn bare(all: &[Device], attached: &[DeviceRow]) -> Vec<BareDevice> {
+fn bare(all: &Inventory, attached: &[DeviceRow]) -> Vec<BareDevice> {
     let whole = |device: &&Device| {
         attached
             .iter()
@@ -152,84 +210,53 @@ fn bare(all: &[Device], attached: &[DeviceRow]) -> Vec<BareDevice> {
         name: device.name.clone(),
         reason: placement(device, all).map_or_else(Skip::as_str, |()| "missing"),
     };
-    all.iter().filter(|device| !whole(device)).map(describe).collect()
-}
-
-impl Show for Status {
-    fn table(&self) -> String {
-        let number = |id: Option<u32>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
-        let mut devices = grid(["DEVICE", "INDEX", "INGRESS PROGRAM", "EGRESS PROGRAM"]);
-        right(&mut devices, [1, 2, 3]);
-        for row in &self.devices {
-            let name = row.name.clone().unwrap_or_else(|| "(not in this namespace)".to_owned());
-            devices.add_row([name, row.index.to_string(), number(row.ingress), number(row.egress)]);
-        }
-        let mut bare = grid(["NOT ATTACHED", "INDEX", "REASON"]);
-        right(&mut bare, [1]);
-        for row in &self.not_attached {
-            bare.add_row([row.name.as_str(), &row.index.to_string(), row.reason]);
-        }
-        let bare = if self.not_attached.is_empty() { String::new() } else { format!("{}\n\n", lines(&bare)) };
-        let mut tables = grid(["TABLE", "USED", "CAPACITY"]);
-        right(&mut tables, [1, 2]);
-        for row in &self.tables {
-            tables.add_row([row.name.to_owned(), row.used.to_string(), row.capacity.to_string()]);
-        }
-        let list = |counts: &BTreeMap<&str, u64>| {
-            let some: Vec<_> = counts
-                .iter()
-                .filter(|&(_, &count)| count > 0)
-                .map(|(name, count)| format!("{name} {count}"))
-                .collect();
-            if some.is_empty() { "none".to_owned() } else { some.join(", ") }
-        };
-        let others = match &*self.other_layouts {
-            [] => String::new(),
-            others => format!(
-                "also   {} (another version's, until this one's agent has synced)\n",
-                others.join(", ")
-            ),
-        };
-        format!(
-            "pins   {}\n{others}flows  {}\ndrops  {}\n\n{}\n\n{bare}{}",
-            self.pins,
-            list(&self.flows),
-            list(&self.drops),
-            lines(&devices),
-            lines(&tables)
-        )
-    }
+    all.devices.iter().filter(|device| !whole(device)).map(describe).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::{DeviceKind, Ifindex};
+    use crate::devices::{DeviceKind, Ifindex, LinkHeader};
 
     #[test]
     fn devices_without_both_programs_are_shown_with_the_reason() {
-        let device = |index, name: &str, kind| Device {
+        let device = |index, name: &str, kind, controller: Option<u32>| Device {
             index: Ifindex(index),
             name: name.to_owned(),
             kind,
-            controller: None,
+            header: LinkHeader::Ethernet,
+            controller: controller.map(Ifindex),
+            lower: None,
         };
-        let all = [
-            device(1, "lo", DeviceKind::Loopback),
-            device(2, "whole", DeviceKind::Ethernet),
-            device(3, "half", DeviceKind::Ethernet),
-            device(4, "tun", DeviceKind::Headerless),
+        let devices = vec![
+            device(1, "lo", DeviceKind::Loopback, None),
+            device(2, "whole", DeviceKind::Other, None),
+            device(3, "half", DeviceKind::Other, None),
+            device(4, "bond0", DeviceKind::Bond, None),
+            device(5, "port", DeviceKind::Other, Some(4)),
         ];
-        let row = |index, egress| DeviceRow { index, name: None, ingress: Some(7), egress };
-        let bare: Vec<_> = bare(&all, &[row(2, Some(8)), row(3, None)])
+        let all = Inventory { devices, ..Inventory::default() };
+        let row = |index, egress| DeviceRow { ingress: Some(7), egress, ..DeviceRow::new(index, None, None) };
+        let bare: Vec<_> = bare(&all, &[row(2, Some(8)), row(3, None), row(4, Some(8))])
             .into_iter()
             .map(|row| (row.name, row.index, row.reason))
             .collect();
         let expected = [
             ("lo".to_owned(), 1, "loopback"),
             ("half".to_owned(), 3, "missing"),
-            ("tun".to_owned(), 4, Skip::NoEthernetHeader.as_str()),
+            ("port".to_owned(), 5, Skip::PortOfBond.as_str()),
         ];
         assert_eq!(bare, expected);
+    }
+
+    #[test]
+    fn facts_about_a_device_are_told_as_far_as_they_are_known() {
+        let ip: IpAddr = "192.0.2.1".parse().unwrap();
+        let facts = DeviceFacts { source_v4: ip.into(), ..DeviceFacts::default() };
+        let row = DeviceRow::new(2, None, Some(facts));
+        assert_eq!((row.class, row.source_v4, row.source_v6), (Some("uplink"), Some(ip), None));
+        let facts = DeviceFacts { flags: DeviceFlags::LOCAL_CLIENTS, ..facts };
+        assert_eq!(DeviceRow::new(2, None, Some(facts)).class, Some("local-clients"));
+        assert_eq!(DeviceRow::new(2, None, None).class, None);
     }
 }

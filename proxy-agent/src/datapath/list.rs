@@ -1,0 +1,38 @@
+//! Every table of the datapath object.
+
+use proxy_common::tables::{
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table,
+};
+
+/// Maps that mean nothing between two packets: nobody shares them, and every load of the object has its own.
+pub(super) const PRIVATE: [&str; 1] = ["DRAFTS"];
+
+/// Something to be done with every table.
+pub(super) trait Visitor {
+    /// Why it cannot be done.
+    type Error;
+
+    /// Does it with one.
+    fn visit<T: Table>(&mut self) -> Result<(), Self::Error>;
+}
+
+/// Visits every table, up to the first error. The only list of them in the agent: what is done with all is done
+/// through it, and loading fails if the object has a map that is neither here nor private.
+pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
+    visitor.visit::<Frontends>()?;
+    visitor.visit::<Addresses>()?;
+    visitor.visit::<SourceRanges>()?;
+    visitor.visit::<Slots>()?;
+    visitor.visit::<Backends>()?;
+    visitor.visit::<Flows>()?;
+    visitor.visit::<Fragments>()?;
+    visitor.visit::<Affinities>()?;
+    visitor.visit::<AddressFilter>()?;
+    visitor.visit::<Devices>()?;
+    visitor.visit::<Settings>()?;
+    visitor.visit::<ServiceNames>()?;
+    visitor.visit::<ServiceTraffic>()?;
+    visitor.visit::<ServiceDrops>()?;
+    visitor.visit::<Drops>()
+}

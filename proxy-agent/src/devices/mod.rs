@@ -1,0 +1,21 @@
+//! The node's network devices, addresses and ways out, and what follows from them for each device.
+//!
+//! ```text
+//! rtnetlink --list--> Inventory --+-- placement: do the programs belong on it?
+//!                                 +-- row:       class, pod traffic, source addresses
+//! ```
+//!
+//! Only [`watch`](Devices) asks the kernel; everything else is a function of an [`Inventory`].
+
+mod class;
+mod inventory;
+mod placement;
+mod row;
+mod source;
+mod watch;
+
+pub use class::{Class, ClassRules, NamePattern, ParsePatternError};
+pub use inventory::{Address, Device, DeviceKind, Ifindex, Inventory, LinkHeader, Standing};
+pub use placement::{Skip, placement};
+pub use row::{DeviceRules, PodDevices, row};
+pub use watch::{DeviceError, Devices, list, name_of};

@@ -1,0 +1,201 @@
+//! From the command line to what the agent runs with: everything that two flags say together is checked here.
+
+use proxy_model::{DetectLocal, NodePortAddresses, ParseOptionError};
+
+use crate::{
+    cli::{DetectLocalMode, RunArgs},
+    devices::{ClassRules, DeviceRules, PodDevices},
+    run::Options,
+};
+
+/// Flags that cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionError {
+    /// A value means nothing.
+    #[error("{flag}: {source}")]
+    Value {
+        /// The flag.
+        flag: &'static str,
+        /// What is wrong with its value.
+        source: ParseOptionError,
+    },
+    /// A flag needs another one (LIFE-03).
+    #[error("--detect-local-mode={mode} needs {flag}: {what}")]
+    Missing {
+        /// The mode.
+        mode: &'static str,
+        /// The other flag.
+        flag: &'static str,
+        /// What that would say.
+        what: &'static str,
+    },
+}
+
+/// What the agent of the node called `node_name` runs with.
+pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError> {
+    let RunArgs { services, local, devices, pins, .. } = args;
+    let node_port_addresses =
+        NodePortAddresses::parse(services.nodeport_addresses.iter().map(String::as_str))
+            .map_err(|source| OptionError::Value { flag: "--nodeport-addresses", source })?;
+    let name = |name: Option<String>| name.filter(|name| !name.is_empty());
+    let (detect_local, pods) = match local.detect_local_mode {
+        DetectLocalMode::ClusterCidr => {
+            let networks = DetectLocal::cluster_cidr(&local.cluster_cidr.join(","));
+            let networks =
+                networks.map_err(|source| OptionError::Value { flag: "--cluster-cidr", source })?;
+            (networks, PodDevices::Undetected)
+        }
+        DetectLocalMode::NodeCidr => (DetectLocal::NodeCidr, PodDevices::Undetected),
+        DetectLocalMode::BridgeInterface => {
+            let bridge = name(local.pod_bridge_interface).ok_or(OptionError::Missing {
+                mode: "BridgeInterface",
+                flag: "--pod-bridge-interface",
+                what: "the name of the bridge that this node's pods are joined to",
+            })?;
+            (DetectLocal::ByDevice, PodDevices::Bridge(bridge))
+        }
+        DetectLocalMode::InterfaceNamePrefix => {
+            let prefix = name(local.pod_interface_name_prefix).ok_or(OptionError::Missing {
+                mode: "InterfaceNamePrefix",
+                flag: "--pod-interface-name-prefix",
+                what: "how the names of this node's pod devices begin",
+            })?;
+            (DetectLocal::ByDevice, PodDevices::Prefix(prefix))
+        }
+    };
+    let classes = ClassRules { local_clients: devices.local_client_devices, uplinks: devices.uplink_devices };
+    Ok(Options {
+        bpffs: pins.bpffs,
+        model: proxy_model::Options {
+            node_name,
+            bind_address: None,
+            node_port_addresses,
+            detect_local,
+            masquerade_all: services.masquerade_all,
+            external_ips: services.serve_external_ips,
+        },
+        devices: DeviceRules { classes, pods },
+        node_ports: services.node_port_range,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(flags: &[&str]) -> Result<Options, String> {
+        let line = ["sluice", "run"].into_iter().chain(flags.iter().copied());
+        match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
+            Command::Run(args) => options(*args, "node".to_owned()).map_err(|error| error.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_kube_proxys() {
+        let options = parse(&[]).unwrap();
+        assert_eq!(
+            options.model,
+            proxy_model::Options {
+                detect_local: DetectLocal::ClusterCidr(Vec::new()),
+                ..proxy_model::Options::on_node("node")
+            }
+        );
+        assert_eq!(options.devices, DeviceRules::default());
+        assert_eq!(options.node_ports, crate::ports::PortRange::NODE_PORTS);
+        // What charts write when nothing is set.
+        let empty = ["--nodeport-addresses=", "--cluster-cidr=", "--detect-local-mode="];
+        assert_eq!(parse(&empty).unwrap().model, options.model);
+    }
+
+    #[test]
+    fn flags_are_understood() {
+        let options = parse(&[
+            "--nodeport-addresses=10.0.0.0/8,fd00::/8",
+            "--nodeport-addresses",
+            "192.0.2.0/24",
+            "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+            "--masquerade-all",
+            "--serve-external-ips=false",
+            "--node-port-range=30000+99",
+            "--local-client-devices=tun0,vpn*",
+            "--local-client-devices",
+            "ext0",
+            "--uplink-devices=eth*",
+        ])
+        .unwrap();
+        let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let model = &options.model;
+        let expected = NodePortAddresses::Networks(networks(&["10.0.0.0/8", "fd00::/8", "192.0.2.0/24"]));
+        assert_eq!(model.node_port_addresses, expected);
+        let expected = DetectLocal::ClusterCidr(networks(&["10.244.0.0/16", "fd00:10:244::/56"]));
+        assert_eq!(model.detect_local, expected);
+        assert!(model.masquerade_all && !model.external_ips);
+        assert_eq!(options.node_ports.ends(), (30_000, 30_099));
+        let names = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        assert_eq!(options.devices.classes.local_clients, names(&["tun0", "vpn*", "ext0"]));
+        assert_eq!(options.devices.classes.uplinks, names(&["eth*"]));
+        assert!(parse(&["--masquerade-all=true"]).unwrap().model.masquerade_all);
+        assert!(!parse(&["--masquerade-all=false"]).unwrap().model.masquerade_all);
+    }
+
+    /// DLOC-01 to DLOC-04.
+    #[test]
+    fn local_traffic_is_detected_by_address_or_by_device() {
+        let detected = |flags: &[&str]| {
+            let options = parse(flags).unwrap();
+            (options.model.detect_local, options.devices.pods)
+        };
+        assert_eq!(
+            detected(&["--detect-local-mode=NodeCIDR", "--cluster-cidr=nonsense"]),
+            (DetectLocal::NodeCidr, PodDevices::Undetected)
+        );
+        assert_eq!(
+            detected(&["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"]),
+            (DetectLocal::ByDevice, PodDevices::Bridge("cni0".to_owned()))
+        );
+        assert_eq!(
+            detected(&["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=cali"]),
+            (DetectLocal::ByDevice, PodDevices::Prefix("cali".to_owned()))
+        );
+    }
+
+    /// LIFE-03: the flag, the value, and what would be right.
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (flags, parts) in [
+            (
+                &["--nodeport-addresses=10.0.0.1"][..],
+                &["--nodeport-addresses", "\"10.0.0.1\"", "10.0.0.0/8"][..],
+            ),
+            (&["--nodeport-addresses=primary,10.0.0.0/8"], &["--nodeport-addresses", "mixes `primary`"]),
+            (
+                &["--nodeport-addresses=primary", "--nodeport-addresses=10.0.0.0/8"],
+                &["--nodeport-addresses", "mixes `primary`"],
+            ),
+            (&["--cluster-cidr=10.0.0.0"], &["--cluster-cidr", "\"10.0.0.0\"", "10.0.0.0/8"]),
+            (&["--cluster-cidr=10.0.0.0/8,11.0.0.0/8"], &["--cluster-cidr", "one of each family"]),
+            (
+                &["--detect-local-mode=ClusterCidr"],
+                &["--detect-local-mode", "ClusterCidr", "InterfaceNamePrefix"],
+            ),
+            (&["--detect-local-mode=BridgeInterface"], &["BridgeInterface", "--pod-bridge-interface"]),
+            (
+                &["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix="],
+                &["InterfaceNamePrefix", "--pod-interface-name-prefix"],
+            ),
+            (&["--node-port-range=32767-30000"], &["--node-port-range", "32767-30000", "empty"]),
+            (&["--node-port-range=http"], &["--node-port-range", "http", "30000-32767"]),
+            (&["--serve-external-ips=maybe"], &["--serve-external-ips", "maybe", "true"]),
+            (&["--local-client-devices=a*b"], &["--local-client-devices", "a*b", "at the end"]),
+            (&["--uplink-devices=much-too-long-for-a-device"], &["--uplink-devices", "much-too-long", "15"]),
+            (&["10.0.0.0/8"], &["unexpected argument", "10.0.0.0/8"]),
+        ] {
+            let said = parse(flags).unwrap_err();
+            assert!(parts.iter().all(|part| said.contains(part)), "{flags:?}: {said}");
+        }
+    }
+}

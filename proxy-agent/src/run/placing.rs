@@ -1,0 +1,164 @@
+//! The programs on every device where they belong, and what the datapath knows of these devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proxy_common::{
+    device::{Device as Row, DeviceFlags},
+    tables::Devices as Table,
+};
+use tracing::{info, warn};
+
+use crate::{
+    datapath::{AttachError, Datapath, HashTable, Pins, TableError, attach, detach_others, programs},
+    devices::{Class, Device, DeviceRules, Ifindex, Inventory, LinkHeader, Skip, name_of, placement, row},
+};
+
+/// Which devices are served, and how.
+pub(super) struct Placing {
+    rules: DeviceRules,
+    table: HashTable<Table>,
+    /// What the table contains.
+    rows: BTreeMap<Ifindex, Row>,
+    /// Devices that carry this process's programs, and for which header.
+    attached: BTreeMap<Ifindex, LinkHeader>,
+    /// Devices that do not, and why.
+    skipped: BTreeMap<Ifindex, Skip>,
+    /// Devices that should, but could not be served.
+    unserved: BTreeMap<Ifindex, String>,
+    /// Devices that carry programs and exist, but that the latest list lacks.
+    unlisted: BTreeSet<Ifindex>,
+}
+
+/// A device could not be served.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+impl Placing {
+    /// Goes on from what an earlier run wrote about devices.
+    pub(super) fn start(pins: &Pins, rules: DeviceRules) -> Result<Self, TableError> {
+        let table = HashTable::<Table>::open(pins)?;
+        let rows = table.entries().map(|entry| entry.map(|(index, row)| (Ifindex(index), row)));
+        Ok(Self {
+            rules,
+            rows: rows.collect::<Result<_, _>>()?,
+            table,
+            attached: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            unlisted: BTreeSet::new(),
+        })
+    }
+
+    /// Whether devices wait for another try.
+    pub(super) fn is_unfinished(&self) -> bool {
+        !self.unserved.is_empty() || !self.unlisted.is_empty()
+    }
+
+    /// Brings the programs onto every device where they belong, and off the others.
+    pub(super) fn place(
+        &mut self,
+        datapath: &mut Datapath,
+        pins: &Pins,
+        all: &Inventory,
+    ) -> Result<(), AttachError> {
+        let mut wanted = BTreeMap::new();
+        let mut skipped = BTreeMap::new();
+        let mut unserved = BTreeMap::new();
+        for device in &all.devices {
+            let (index, name) = (device.index, &device.name);
+            if let Err(reason) = placement(device, all) {
+                if self.skipped.get(&index) != Some(&reason) {
+                    info!(device = name, reason = reason.as_str(), "not attached");
+                }
+                skipped.insert(index, reason);
+                continue;
+            }
+            wanted.insert(index, device.header);
+            if let Err(error) = self.serve(datapath, pins, device, all) {
+                // Often the device has just vanished; the retry will know.
+                let error = crate::report(&error);
+                if self.unserved.get(&index) != Some(&error) {
+                    warn!("{error}; will try again");
+                }
+                unserved.insert(index, error);
+            }
+        }
+        self.skipped = skipped;
+        self.unserved = unserved;
+        self.detach(pins, all, &wanted)
+    }
+
+    /// Writes what is known of a device, and then attaches to it: a program that knows nothing of its device would take
+    /// its clients for strangers, and find no source address.
+    fn serve(
+        &mut self,
+        datapath: &mut Datapath,
+        pins: &Pins,
+        device: &Device,
+        all: &Inventory,
+    ) -> Result<(), ServeError> {
+        let (index, name) = (device.index, &device.name);
+        let row = row(device, all, &self.rules);
+        let before = self.rows.get(&index).copied();
+        if before != Some(row) {
+            self.table.put(&index.0, &row)?;
+            self.rows.insert(index, row);
+        }
+        let class = class(&row).as_str();
+        if self.attached.get(&index) == Some(&device.header) {
+            if before.is_some_and(|before| before.flags != row.flags) {
+                info!(device = name, class, "the device has other clients now");
+            }
+            return Ok(());
+        }
+        attach(datapath, pins, device)?;
+        self.attached.insert(index, device.header);
+        info!(device = name, index = index.0, class, "attached");
+        Ok(())
+    }
+
+    /// Removes the programs from all devices but those `wanted`, and then forgets the devices.
+    fn detach(
+        &mut self,
+        pins: &Pins,
+        all: &Inventory,
+        wanted: &BTreeMap<Ifindex, LinkHeader>,
+    ) -> Result<(), AttachError> {
+        self.unlisted.clear();
+        let gone = detach_others(pins, |hook| {
+            let index = hook.device;
+            let unlisted = all.device(index).is_none() && name_of(index).is_some();
+            if unlisted {
+                self.unlisted.insert(index);
+            }
+            unlisted || wanted.get(&index).is_some_and(|header| programs(*header).contains(&hook.program))
+        })?;
+        let unlisted = &self.unlisted;
+        let stays = |index: &Ifindex| wanted.contains_key(index) || unlisted.contains(index);
+        self.attached.retain(|index, _| stays(index));
+        for index in gone.iter().filter(|index| !stays(index)) {
+            info!(index = index.0, "detached");
+        }
+        let forgotten: Vec<_> = self.rows.keys().filter(|index| !stays(index)).copied().collect();
+        for index in forgotten {
+            match self.table.delete(&index.0) {
+                Ok(()) => {
+                    self.rows.remove(&index);
+                }
+                // It does no harm, and the next time is soon enough.
+                Err(error) => warn!("{}", crate::report(&error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The class that a row tells.
+fn class(row: &Row) -> Class {
+    if row.flags.contains(DeviceFlags::LOCAL_CLIENTS) { Class::LocalClients } else { Class::Uplink }
+}

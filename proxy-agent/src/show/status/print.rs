@@ -1,0 +1,170 @@
+//! The status for people.
+
+use std::collections::BTreeMap;
+
+use proxy_common::drop::DropReason;
+
+use super::{DeviceRow, Status};
+use crate::show::{Show, grid, lines, right};
+
+impl Show for Status {
+    fn table(&self) -> String {
+        let mut text = format!("pins     {}\n", self.pins);
+        if !self.other_layouts.is_empty() {
+            let others = self.other_layouts.join(", ");
+            text += &format!("also     {others} (another version's, until this one's agent has synced)\n");
+        }
+        text += &format!("flows    {}\n", list(&self.flows));
+        text += &format!(
+            "sources  rewritten for {} flows; {} ports are there for it\n",
+            self.rewritten_sources, self.source_ports
+        );
+        let sections = [self.drop_table(), self.device_table(), self.bare_table(), self.fill_table()];
+        for section in sections.into_iter().flatten() {
+            text += &format!("\n{}\n", lines(&section));
+        }
+        text.trim_end().to_owned()
+    }
+}
+
+impl Status {
+    fn drop_table(&self) -> Option<comfy_table::Table> {
+        let mut table = grid(["DROPPED", "PACKETS", "BECAUSE"]);
+        right(&mut table, [1]);
+        for reason in DropReason::ALL {
+            let packets = self.drops.get(reason.as_str()).copied().unwrap_or_default();
+            if packets > 0 {
+                table.add_row([reason.as_str(), &packets.to_string(), explanation(reason)]);
+            }
+        }
+        (!table.is_empty()).then_some(table)
+    }
+
+    fn device_table(&self) -> Option<comfy_table::Table> {
+        let mut table = grid([
+            "DEVICE",
+            "INDEX",
+            "CLASS",
+            "SOURCE IPV4",
+            "SOURCE IPV6",
+            "INGRESS PROGRAM",
+            "EGRESS PROGRAM",
+        ]);
+        right(&mut table, [1, 5, 6]);
+        for row in &self.devices {
+            table.add_row(row.cells());
+        }
+        Some(table)
+    }
+
+    fn bare_table(&self) -> Option<comfy_table::Table> {
+        let mut table = grid(["NOT ATTACHED", "INDEX", "REASON"]);
+        right(&mut table, [1]);
+        for row in &self.not_attached {
+            table.add_row([row.name.as_str(), &row.index.to_string(), row.reason]);
+        }
+        (!table.is_empty()).then_some(table)
+    }
+
+    fn fill_table(&self) -> Option<comfy_table::Table> {
+        let mut table = grid(["TABLE", "USED", "CAPACITY"]);
+        right(&mut table, [1, 2]);
+        for row in &self.tables {
+            table.add_row([row.name.to_owned(), row.used.to_string(), row.capacity.to_string()]);
+        }
+        Some(table)
+    }
+}
+
+impl DeviceRow {
+    fn cells(&self) -> [String; 7] {
+        fn or_dash(value: Option<impl ToString>) -> String {
+            value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+        }
+        let pods = if self.pod_traffic { ", pods" } else { "" };
+        [
+            self.name.clone().unwrap_or_else(|| "(not in this namespace)".to_owned()),
+            self.index.to_string(),
+            or_dash(self.class) + pods,
+            or_dash(self.source_v4),
+            or_dash(self.source_v6),
+            or_dash(self.ingress),
+            or_dash(self.egress),
+        ]
+    }
+}
+
+/// The counts that are not zero.
+fn list(counts: &BTreeMap<&str, u64>) -> String {
+    let some: Vec<_> = counts
+        .iter()
+        .filter(|&(_, &count)| count > 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if some.is_empty() { "none".to_owned() } else { some.join(", ") }
+}
+
+/// What a drop reason means to whoever runs the node.
+const fn explanation(reason: DropReason) -> &'static str {
+    match reason {
+        DropReason::NoBackend => "the service has no endpoint that is ready; clients are told",
+        DropReason::FlowTableFull => "no room to remember another flow",
+        DropReason::TupleCollision => "two flows would look the same to their backend",
+        DropReason::BrokenTable => "the tables contradict each other: a bug, or somebody else wrote to them",
+        DropReason::RewriteFailed => "the packet changed while it was read: a bug",
+        DropReason::NoLocalBackend => "a policy keeps the service on this node, and no endpoint is here",
+        DropReason::NotInSourceRanges => "the client is in none of loadBalancerSourceRanges",
+        DropReason::UnknownPort => "the Service has no such port or protocol; clients are told",
+        DropReason::NoSourcePort => "no free port to rewrite the source to",
+        DropReason::NoSourceAddress => "the device to leave by has no address to rewrite the source to",
+        DropReason::OrphanFragment => "a fragment came before the first of its datagram",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::show::{BareDevice, TableRow};
+
+    #[test]
+    fn people_see_what_is_there_and_why_packets_were_dropped() {
+        let uplink = DeviceRow {
+            class: Some("uplink"),
+            source_v4: Some("192.0.2.1".parse().unwrap()),
+            ingress: Some(40),
+            egress: Some(41),
+            ..DeviceRow::new(2, Some("eth0".to_owned()), None)
+        };
+        let pod =
+            DeviceRow { class: Some("local-clients"), pod_traffic: true, ..DeviceRow::new(7, None, None) };
+        let status = Status {
+            pins: "/sys/fs/bpf/sluice/v3".to_owned(),
+            other_layouts: Vec::new(),
+            devices: vec![uplink, pod],
+            not_attached: vec![BareDevice { index: 1, name: "lo".to_owned(), reason: "loopback" }],
+            tables: vec![TableRow { name: "FLOWS", used: 6, capacity: 524_288 }],
+            flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
+            rewritten_sources: 1,
+            source_ports: 34_305,
+            drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
+        };
+        let expected = "\
+pins     /sys/fs/bpf/sluice/v3
+flows    established 2
+sources  rewritten for 1 flows; 34305 ports are there for it
+
+DROPPED     PACKETS  BECAUSE
+no_backend       12  the service has no endpoint that is ready; clients are told
+
+DEVICE                   INDEX  CLASS                SOURCE IPV4  SOURCE IPV6  INGRESS PROGRAM  EGRESS PROGRAM
+eth0                         2  uplink               192.0.2.1    -                         40              41
+(not in this namespace)      7  local-clients, pods  -            -                          -               -
+
+NOT ATTACHED  INDEX  REASON
+lo                1  loopback
+
+TABLE  USED  CAPACITY
+FLOWS     6    524288";
+        assert_eq!(status.table(), expected);
+    }
+}
