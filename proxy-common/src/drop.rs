@@ -8,8 +8,8 @@ pub enum DropReason {
     NoBackend = 0,
     /// The flow table is full, or the kernel had no memory for another entry.
     FlowTableFull = 1,
-    /// Another flow between the same client port and backend port is in the way, and no other port helps.
-    TupleCollision = 2,
+    /// No source port was found that could tell this flow's answers from another's.
+    NoSourcePort = 2,
     /// A frontend names a slot, or a slot a backend, that does not exist. Never anything but 0.
     BrokenTable = 3,
     /// The packet changed under the program between parsing and rewriting. Never anything but 0.
@@ -20,26 +20,23 @@ pub enum DropReason {
     NotInSourceRanges = 6,
     /// The destination is a ClusterIP, but its Service has no such port or protocol.
     UnknownPort = 7,
-    /// No source port was found that could tell this flow's answers from another's.
-    NoSourcePort = 8,
     /// The device that the packet leaves by has no address to give it as its source.
-    NoSourceAddress = 9,
+    NoSourceAddress = 8,
     /// A fragment for a service whose first fragment has not been seen.
-    OrphanFragment = 10,
+    OrphanFragment = 9,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::NoBackend,
         Self::FlowTableFull,
-        Self::TupleCollision,
+        Self::NoSourcePort,
         Self::BrokenTable,
         Self::RewriteFailed,
         Self::NoLocalBackend,
         Self::NotInSourceRanges,
         Self::UnknownPort,
-        Self::NoSourcePort,
         Self::NoSourceAddress,
         Self::OrphanFragment,
     ];
@@ -50,13 +47,12 @@ impl DropReason {
         match self {
             Self::NoBackend => "no_backend",
             Self::FlowTableFull => "flow_table_full",
-            Self::TupleCollision => "tuple_collision",
+            Self::NoSourcePort => "no_source_port",
             Self::BrokenTable => "broken_table",
             Self::RewriteFailed => "rewrite_failed",
             Self::NoLocalBackend => "no_local_backend",
             Self::NotInSourceRanges => "not_in_source_ranges",
             Self::UnknownPort => "unknown_port",
-            Self::NoSourcePort => "no_source_port",
             Self::NoSourceAddress => "no_source_address",
             Self::OrphanFragment => "orphan_fragment",
         }

@@ -3,12 +3,18 @@
 use std::collections::HashMap;
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
-use proxy_common::{drop::DropReason, filter::AddressRoles, flow::TcpFlags, lb::Verdict, tuple::Protocol};
+use proxy_common::{
+    drop::DropReason,
+    filter::AddressRoles,
+    flow::TcpFlags,
+    lb::Verdict,
+    tuple::{Endpoint, Protocol},
+};
 use proxy_model::{Change, Event, Model};
 
 use crate::common::{
     model_on,
-    node::{Node, end},
+    node::{Node, end, rewritten, text},
     objects::{apply, delete},
 };
 
@@ -23,6 +29,8 @@ const NONE: TcpFlags = TcpFlags(0);
 const CLIENT: &str = "10.244.1.5:40000";
 const WEB: &str = "10.96.0.1:80";
 const DNS: &str = "10.96.0.1:53";
+/// Another service with the same backends.
+const OTHER: &str = "10.96.0.2:80";
 
 const OBJECTS: &str = r#"
 apiVersion: v1
@@ -90,7 +98,7 @@ fn web_has(node: &mut Node, addresses: &[&str]) {
 /// Opens a TCP connection from `from` to `to`, up to the client's first ACK. Returns the backend.
 fn connect(node: &Node, from: &str, to: &str) -> String {
     let backend = node.reach(from, to, TCP, SYN);
-    assert_eq!(node.leave(&backend, from, TCP, SYN_ACK), Verdict::Rewrite(end(to)));
+    assert_eq!(node.leave(&backend, from, TCP, SYN_ACK), rewritten(to, from));
     assert_eq!(node.reach(from, to, TCP, ACK), backend);
     backend
 }
@@ -98,7 +106,7 @@ fn connect(node: &Node, from: &str, to: &str) -> String {
 /// Closes it from both sides.
 fn close(node: &Node, from: &str, to: &str, backend: &str) {
     assert_eq!(node.reach(from, to, TCP, FIN), backend);
-    assert_eq!(node.leave(backend, from, TCP, FIN), Verdict::Rewrite(end(to)));
+    assert_eq!(node.leave(backend, from, TCP, FIN), rewritten(to, from));
     assert_eq!(node.reach(from, to, TCP, ACK), backend);
 }
 
@@ -128,9 +136,7 @@ fn a_pod_reaches_either_backend_about_as_often_and_sees_the_vip_answer() {
 #[test]
 fn what_is_not_a_service_passes() {
     let node = node();
-    for (to, protocol) in
-        [("10.96.0.1:81", TCP), ("10.96.0.1:80", UDP), ("10.96.0.9:80", TCP), ("10.244.2.1:8080", TCP)]
-    {
+    for (to, protocol) in [("10.96.0.9:80", TCP), ("10.244.2.1:8080", TCP), ("10.244.2.1:8080", UDP)] {
         assert_eq!(node.enter(CLIENT, to, protocol, SYN), Verdict::Pass, "{to}");
     }
     assert_eq!(node.enter(CLIENT, WEB, TCP, ACK), Verdict::Pass, "the middle of somebody else's connection");
@@ -148,12 +154,12 @@ fn a_service_without_backends_refuses() {
 fn udp_moves_with_the_next_datagram_when_its_backend_is_gone() {
     let mut node = node();
     let first = node.reach(CLIENT, DNS, UDP, NONE);
-    assert_eq!(node.leave(&first, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
+    assert_eq!(node.leave(&first, CLIENT, UDP, NONE), rewritten(DNS, CLIENT));
     let other = if first == "10.244.2.1:5353" { "10.244.2.2" } else { "10.244.2.1" };
     web_has(&mut node, &[other]);
     let second = node.reach(CLIENT, DNS, UDP, NONE);
     assert_eq!(second, format!("{other}:5353"));
-    assert_eq!(node.leave(&second, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
+    assert_eq!(node.leave(&second, CLIENT, UDP, NONE), rewritten(DNS, CLIENT));
     web_has(&mut node, &[]);
     assert_eq!(node.enter(CLIENT, DNS, UDP, NONE), Verdict::Refuse(DropReason::NoBackend));
 }
@@ -184,7 +190,7 @@ fn an_established_connection_keeps_its_backend_to_the_end() {
     node.wait(30);
     node.settle();
     assert_eq!(node.reach(CLIENT, WEB, TCP, ACK), backend);
-    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), Verdict::Rewrite(end(WEB)));
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), rewritten(WEB, CLIENT));
     delete::<Service>(&mut node.model, "web");
     node.settle();
     close(&node, CLIENT, WEB, &backend);
@@ -223,21 +229,41 @@ fn a_flow_that_only_the_backend_uses_is_alive() {
     let backend = node.reach(CLIENT, DNS, UDP, NONE);
     for _ in 0..5 {
         node.wait(29);
-        assert_eq!(node.leave(&backend, CLIENT, UDP, NONE), Verdict::Rewrite(end(DNS)));
+        assert_eq!(node.leave(&backend, CLIENT, UDP, NONE), rewritten(DNS, CLIENT));
     }
     assert_eq!(node.reach(CLIENT, DNS, UDP, NONE), backend);
     assert_eq!(node.counted().connections, 1);
 }
 
+/// CIP-03, as nftables mode has it.
+#[test]
+fn what_a_cluster_ip_does_not_serve_is_refused() {
+    let node = node();
+    for (to, protocol, flags) in [("10.96.0.1:81", TCP, SYN), ("10.96.0.1:80", UDP, NONE)] {
+        let refused = Verdict::Refuse(DropReason::UnknownPort);
+        assert_eq!(node.enter(CLIENT, to, protocol, flags), refused, "{to}");
+    }
+    assert_eq!(node.enter(CLIENT, "10.96.0.1:81", TCP, ACK), Verdict::Pass, "somebody else's connection");
+}
+
+/// NAT-05.
 #[test]
 fn one_client_port_through_two_vips_to_one_backend_is_told_apart() {
     let mut node = node();
     web_has(&mut node, &["10.244.2.1"]);
     let backend = connect(&node, CLIENT, WEB);
-    assert_eq!(node.enter(CLIENT, "10.96.0.2:80", TCP, SYN), Verdict::Drop(DropReason::TupleCollision));
-    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), Verdict::Rewrite(end(WEB)));
+    let Verdict::Rewrite(other) = node.enter(CLIENT, OTHER, TCP, SYN) else { panic!("refused") };
+    assert_eq!(text(other.end), backend);
+    assert_ne!(other.other_port, end(CLIENT).port);
+    // What the backend answers tells the two apart, and the client sees its own port either way.
+    let seen_as = text(Endpoint { port: other.other_port, ..end(CLIENT) });
+    assert_eq!(node.leave(&backend, &seen_as, TCP, SYN_ACK), rewritten(OTHER, CLIENT));
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), rewritten(WEB, CLIENT));
+    // Closed on both sides, and the client comes again from the same port.
     close(&node, CLIENT, WEB, &backend);
-    assert_eq!(connect(&node, CLIENT, "10.96.0.2:80"), backend);
+    assert_eq!(node.reach(CLIENT, OTHER, TCP, FIN), backend);
+    assert_eq!(node.leave(&backend, &seen_as, TCP, FIN), rewritten(OTHER, CLIENT));
+    assert_eq!(connect(&node, CLIENT, OTHER), backend, "from its own port, which nothing else has now");
 }
 
 #[test]
@@ -281,7 +307,7 @@ fn filter_bits_live_as_long_as_rows_or_flows_need_them() {
     delete::<Service>(&mut node.model, "alias");
     delete::<Service>(&mut node.model, "idle");
     node.settle();
-    for (days, verdict) in [(0, Verdict::Rewrite(end(WEB))), (2, Verdict::Pass)] {
+    for (days, verdict) in [(0, rewritten(WEB, CLIENT)), (2, Verdict::Pass)] {
         node.wait(10 + days * 86_400);
         node.sweep();
         let needed = node.roles_of_flows();

@@ -5,7 +5,7 @@
 //! share the node's address), another port is searched.
 
 use crate::{
-    backend::{Backend, BackendFlags},
+    backend::{Backend, BackendFlags, BackendId, Generation},
     device::{Device, DeviceFlags},
     drop::DropReason,
     endian::Be16,
@@ -28,21 +28,19 @@ pub(super) fn remember<T: Tables>(
     chosen: Selection,
     mode: Insert,
 ) -> Option<DropReason> {
-    let (Some(backend), Some(draft)) = (tables.backend(chosen.backend()), tables.draft()) else {
+    let Some(backend) = tables.backend(chosen.backend()) else {
         return Some(DropReason::BrokenTable);
     };
     let key = &packet.key;
-    draft.reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
-    begin(tables, draft, key);
-    draft.entry.head.backend = chosen.backend();
-    draft.entry.head.generation = backend.generation;
-    draft.entry.head.service = backend.service;
+    let reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
+    let made = Made { backend: chosen.backend(), generation: backend.generation, service: backend.service };
+    begin(tables, key, &reply, made);
     let flags = if chosen.masquerades() || needs_masquerade(tables, packet, &backend) {
         FlowFlags::MASQUERADE
     } else {
         FlowFlags::default()
     };
-    let outcome = write(tables, draft, mode, flags, First::Tried);
+    let outcome = write(tables, mode, flags, First::Tried);
     match outcome {
         None => {
             tables.count_connection(backend.service);
@@ -61,17 +59,15 @@ pub(super) fn masquerade<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -
     let Some(address) = tables.device(packet.device).and_then(|device| device.source_for(key.source)) else {
         return Some(DropReason::NoSourceAddress);
     };
-    let Some(draft) = tables.draft() else {
-        return Some(DropReason::BrokenTable);
-    };
     let node = Endpoint { address, port: key.source_port };
-    draft.reply = FlowKey::new(key.destination_end(), node, key.protocol, Hook::INGRESS);
-    begin(tables, draft, key);
+    let reply = FlowKey::new(key.destination_end(), node, key.protocol, Hook::INGRESS);
+    let nobody = Made { backend: BackendId(0), generation: Generation(0), service: ServiceId::NONE };
+    begin(tables, key, &reply, nobody);
     // The host's own sockets use ports of their own accord; what a client chose may be one of those.
     let usable =
         tables.settings().is_some_and(|settings| settings.source_ports.contains(key.source_port.to_host()));
     let first = if usable { First::Tried } else { First::Skipped };
-    write(tables, draft, mode, FlowFlags::default(), first)
+    write(tables, mode, FlowFlags::default(), first)
 }
 
 /// Whether answers would not come back through this node by themselves: neither client nor backend is here, or both are
@@ -85,19 +81,34 @@ fn needs_masquerade<T: Tables>(tables: &T, packet: &Packet, backend: &Backend) -
     !backend.flags.contains(BackendFlags::LOCAL) && !tables.device(packet.device).is_some_and(is_local)
 }
 
-/// The entry of the way back of a flow that the packet with this key has just begun.
+/// For whom a flow is.
+struct Made {
+    backend: BackendId,
+    generation: Generation,
+    service: ServiceId,
+}
+
+/// Drafts a flow that the packet with this key has just begun, with the entry of the way back.
 #[inline(always)]
-fn begin<T: Tables>(tables: &T, draft: &mut Draft, key: &FlowKey) {
+fn begin<T: Tables>(tables: &T, key: &FlowKey, reply: &FlowKey, made: Made) {
+    let Some(mut draft) = tables.draft() else {
+        return;
+    };
     let state = FlowState::initial(key.protocol);
+    let Made { backend, generation, service } = made;
     draft.key = *key;
+    draft.reply = *reply;
     draft.entry.peer = *key;
     draft.entry.head = FlowHead {
-        service: ServiceId::NONE,
+        backend,
+        generation,
+        service,
         last_seen: tables.now(),
         timeout: tables.timeout(state),
         state,
         direction: Direction::REPLY,
-        ..FlowHead::default()
+        flags: FlowFlags::default(),
+        reserved: 0,
     };
 }
 
@@ -113,19 +124,16 @@ pub enum First {
 
 /// Writes the way back under a port that is free, then the way there.
 #[inline(always)]
-fn write<T: Tables>(
-    tables: &T,
-    draft: &mut Draft,
-    mode: Insert,
-    flags: FlowFlags,
-    first: First,
-) -> Option<DropReason> {
+fn write<T: Tables>(tables: &T, mode: Insert, flags: FlowFlags, first: First) -> Option<DropReason> {
     // The way back first: once the request is on its way, its answer must find it.
     match tables.reserve(first) {
         Found::PORT => {}
         Found::FULL => return Some(DropReason::FlowTableFull),
         _ => return Some(DropReason::NoSourcePort),
     }
+    let Some(mut draft) = tables.draft() else {
+        return Some(DropReason::BrokenTable);
+    };
     draft.entry.peer = draft.reply;
     draft.entry.head.direction = Direction::ORIGINAL;
     draft.entry.head.flags = flags;
@@ -152,7 +160,7 @@ impl Found {
 /// over is taken only if nothing better was found: its end may still be remembered by the backend.
 #[inline(always)]
 pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
-    let (Some(draft), Some(settings)) = (tables.draft(), tables.settings()) else {
+    let (Some(mut draft), Some(settings)) = (tables.draft(), tables.settings()) else {
         return Found::NO_PORT;
     };
     let mut over = 0;
@@ -161,13 +169,17 @@ pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
             let port = settings.source_ports.choose(tables.random());
             draft.reply.destination_port = Be16::from_host(port);
         }
-        match occupation(tables, draft) {
+        match occupation(tables, &draft) {
             Occupation::Absent => match tables.insert_flow(&draft.reply, &draft.entry, Insert::New) {
                 Ok(()) => return Found::PORT,
                 Err(InsertError::Full) => return Found::FULL,
                 Err(InsertError::Exists) => {}
             },
-            Occupation::Stale => return replace(tables, draft),
+            Occupation::Stale => return replace(tables, &draft),
+            // Its own earlier connection does not keep a client from its own port.
+            Occupation::Over if draft.reply.destination_end() == draft.key.source_end() => {
+                return replace(tables, &draft);
+            }
             Occupation::Over if over == 0 => over = draft.reply.destination_port.to_host(),
             Occupation::Over | Occupation::Taken => {}
         }
@@ -176,7 +188,7 @@ pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
         return Found::NO_PORT;
     }
     draft.reply.destination_port = Be16::from_host(over);
-    replace(tables, draft)
+    replace(tables, &draft)
 }
 
 #[inline(always)]

@@ -1,5 +1,7 @@
 //! What the decision needs from its surroundings.
 
+use core::ops::DerefMut;
+
 use crate::{
     addr::Addr,
     addresses::AddressFlags,
@@ -58,6 +60,10 @@ pub trait Tables {
     type Flow<'a>: FlowRef
     where
         Self: 'a;
+    /// Memory for a flow that is being written.
+    type Draft<'a>: DerefMut<Target = Draft>
+    where
+        Self: 'a;
 
     /// The time.
     fn now(&self) -> Ticks;
@@ -75,9 +81,8 @@ pub trait Tables {
     fn flow(&self, key: &FlowKey) -> Option<Self::Flow<'_>>;
     /// The flow entry at the key that an entry gives for its other direction. It may belong to another flow by now.
     fn other(&self, flow: Self::Flow<'_>) -> Option<Self::Flow<'_>>;
-    /// Memory for the flow that this packet begins. What is in it is left over from an earlier one.
-    #[expect(clippy::mut_from_ref, reason = "each program run has its own")]
-    fn draft(&self) -> Option<&mut Draft>;
+    /// Memory for the flow that this packet begins. What is in it is left over from an earlier one. One at a time.
+    fn draft(&self) -> Option<Self::Draft<'_>>;
     /// Writes a flow entry.
     fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError>;
     /// Removes a flow entry, if it is there.

@@ -1,37 +1,51 @@
 //! A node without a kernel: the tables that the model wrote, and the balancing decision that the kernel runs.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, RefCell, RefMut},
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use proxy_common::{
     addr::Addr,
+    addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
-    config::Timeouts,
+    config::NodeSettings,
     counters::ServiceCounters,
+    device::{Device, DeviceFlags},
+    drop::DropReason,
     endian::Be16,
     filter::{AddressRoles, FilterPosition},
-    flow::{Direction, FlowEntry, FlowState, TcpFlags},
+    flow::{Direction, Draft, FlowEntry, FlowHead, FlowState, TcpFlags},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, FlowRef, Insert, InsertError, Packet, Tables, Verdict},
+    lb::{self, FlowRef, Insert, InsertError, Packet, Tables, Translation, Verdict},
+    ranges::SourceRange,
     time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
-use proxy_model::{Model, Restored};
+use proxy_model::{Model, Options, Restored};
 
-use super::{Memory, model_on, settle};
+use super::{Memory, settle};
+
+/// Number of a device that pods of the node are behind.
+pub(crate) const POD_DEVICE: u32 = 5;
+/// Number of the device that everybody else is behind.
+pub(crate) const UPLINK: u32 = 2;
 
 /// A node called `node-a` whose clock ticks once a second.
 pub(crate) struct Node {
     pub(crate) model: Model,
     pub(crate) memory: Memory,
+    pub(crate) settings: NodeSettings,
+    pub(crate) devices: HashMap<u32, Device>,
     flows: RefCell<HashMap<FlowKey, &'static Cell<FlowEntry>>>,
     affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
+    draft: RefCell<Draft>,
+    /// What was dropped, in order.
+    pub(crate) drops: RefCell<Vec<(ServiceId, DropReason)>>,
     seconds: Cell<u32>,
     dice: Cell<u64>,
 }
@@ -42,12 +56,27 @@ pub(crate) struct Entry(&'static Cell<FlowEntry>);
 
 impl Node {
     pub(crate) fn new() -> Self {
+        Self::with(Options::on_node("node-a"))
+    }
+
+    /// The same with other options. Its uplink has 192.0.2.1, its pods' bridge 10.244.1.1, and the like for IPv6.
+    pub(crate) fn with(options: Options) -> Self {
+        let address = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        let device = |flags, v4, v6| Device { flags, source_v4: address(v4), source_v6: address(v6) };
+        let devices = [
+            (POD_DEVICE, device(DeviceFlags::LOCAL_CLIENTS, "10.244.1.1", "fd00:10:244:1::1")),
+            (UPLINK, device(DeviceFlags::default(), "192.0.2.1", "2001:db8::1")),
+        ];
         Self {
-            model: model_on(Restored::default()),
+            model: Model::new(options, Restored::default()),
             memory: Memory::default(),
+            settings: NodeSettings::new(1),
+            devices: devices.into(),
             flows: RefCell::default(),
             affinities: RefCell::default(),
             counters: RefCell::default(),
+            draft: RefCell::default(),
+            drops: RefCell::default(),
             seconds: Cell::new(0),
             dice: Cell::new(0x9e37_79b9_7f4a_7c15),
         }
@@ -58,6 +87,7 @@ impl Node {
         let now = self.clock();
         let problems = settle(&mut self.model, now, &mut self.memory);
         assert!(problems.is_empty(), "{problems:?}");
+        self.settings.pod_networks = self.model.pod_networks();
     }
 
     /// Lets time pass.
@@ -70,20 +100,46 @@ impl Node {
         Duration::from_secs(self.seconds.get().into())
     }
 
-    /// A packet enters the node. Where does it go?
+    /// A pod's packet enters the node. Where does it go?
     pub(crate) fn enter(&self, from: &str, to: &str, protocol: Protocol, flags: TcpFlags) -> Verdict {
-        lb::ingress(self, &packet(from, to, protocol, flags, Hook::INGRESS))
+        self.enter_by(POD_DEVICE, from, to, protocol, flags)
     }
 
-    /// A packet leaves the node. Where does it claim to come from?
+    /// A packet enters the node by a device. Where does it go?
+    pub(crate) fn enter_by(
+        &self,
+        device: u32,
+        from: &str,
+        to: &str,
+        protocol: Protocol,
+        flags: TcpFlags,
+    ) -> Verdict {
+        lb::ingress(self, &Packet { device, ..packet(from, to, protocol, flags, Hook::INGRESS) })
+    }
+
+    /// A packet leaves the node towards a pod of it. Where does it claim to come from?
     pub(crate) fn leave(&self, from: &str, to: &str, protocol: Protocol, flags: TcpFlags) -> Verdict {
-        lb::egress(self, &packet(from, to, protocol, flags, Hook::EGRESS))
+        self.leave_by(POD_DEVICE, from, to, protocol, flags, false)
+    }
+
+    /// A packet leaves the node by a device. Where does it claim to come from?
+    pub(crate) fn leave_by(
+        &self,
+        device: u32,
+        from: &str,
+        to: &str,
+        protocol: Protocol,
+        flags: TcpFlags,
+        masquerade: bool,
+    ) -> Verdict {
+        let packet = Packet { device, ..packet(from, to, protocol, flags, Hook::EGRESS) };
+        lb::egress(self, &packet, masquerade)
     }
 
     /// Where a packet was sent that had to be sent somewhere.
     pub(crate) fn reach(&self, from: &str, to: &str, protocol: Protocol, flags: TcpFlags) -> String {
         match self.enter(from, to, protocol, flags) {
-            Verdict::Rewrite(end) => SocketAddr::new(end.address.to_ip(), end.port.to_host()).to_string(),
+            Verdict::Rewrite(Translation { end, .. }) => text(end),
             verdict => panic!("{from} to {to}: {verdict:?}"),
         }
     }
@@ -112,7 +168,7 @@ impl Node {
         let now = self.now();
         let idle: Vec<FlowKey> = {
             let flows = self.flows.borrow();
-            let expired = |key: &FlowKey| flows.get(key).is_none_or(|entry| entry.get().is_idle(now));
+            let expired = |key: &FlowKey| flows.get(key).is_none_or(|entry| entry.get().head.is_idle(now));
             let gone = flows.iter().filter(|(key, entry)| expired(key) && expired(&entry.get().peer));
             gone.map(|(key, _)| *key).collect()
         };
@@ -130,38 +186,54 @@ pub(crate) fn end(text: &str) -> Endpoint {
     Endpoint { address: end.ip().into(), port: Be16::from_host(end.port()) }
 }
 
+/// The verdict that gives a packet to or from `other` another end.
+pub(crate) fn rewritten(new: &str, other: &str) -> Verdict {
+    Verdict::Rewrite(Translation { end: end(new), other_port: end(other).port, masquerade: false })
+}
+
+/// Address and port as text.
+pub(crate) fn text(end: Endpoint) -> String {
+    SocketAddr::new(end.address.to_ip(), end.port.to_host()).to_string()
+}
+
 fn packet(from: &str, to: &str, protocol: Protocol, flags: TcpFlags, hook: Hook) -> Packet {
-    Packet { key: FlowKey::new(end(from), end(to), protocol, hook), flags, length: 100 }
+    Packet { key: FlowKey::new(end(from), end(to), protocol, hook), flags, length: 100, device: POD_DEVICE }
+}
+
+/// Whether two addresses share their first bits.
+fn share(bits: u32, a: Addr, b: Addr) -> bool {
+    let number = |addr: Addr| u128::from_be_bytes(addr.octets());
+    (number(a) ^ number(b)).checked_shr(128 - bits).unwrap_or(0) == 0
 }
 
 impl FlowRef for Entry {
-    fn load(&self) -> FlowEntry {
-        self.0.get()
+    fn head(&self) -> FlowHead {
+        self.0.get().head
     }
 
-    fn peer(&self) -> FlowKey {
-        self.0.get().peer
+    fn leads_to(&self, key: &FlowKey) -> bool {
+        self.0.get().peer == *key
     }
 
-    fn state(&self) -> FlowState {
-        self.0.get().state
-    }
-
-    fn is_idle(&self, now: Ticks) -> bool {
-        self.0.get().is_idle(now)
+    fn translation(&self, hook: Hook) -> Translation {
+        let FlowEntry { peer, head } = self.0.get();
+        Translation::of(hook, &peer, head.flags)
     }
 
     fn touch(&self, now: Ticks) {
-        self.0.set(FlowEntry { last_seen: now, ..self.0.get() });
+        let FlowEntry { peer, head } = self.0.get();
+        self.0.set(FlowEntry { peer, head: FlowHead { last_seen: now, ..head } });
     }
 
     fn enter(&self, state: FlowState, timeout: Ticks) {
-        self.0.set(FlowEntry { state, timeout, ..self.0.get() });
+        let FlowEntry { peer, head } = self.0.get();
+        self.0.set(FlowEntry { peer, head: FlowHead { state, timeout, ..head } });
     }
 }
 
 impl Tables for Node {
     type Flow<'a> = Entry;
+    type Draft<'a> = RefMut<'a, Draft>;
 
     fn now(&self) -> Ticks {
         Ticks(self.seconds.get())
@@ -177,8 +249,24 @@ impl Tables for Node {
         u32::try_from(x >> 32).unwrap()
     }
 
-    fn timeout(&self, state: FlowState) -> Ticks {
-        Timeouts::kube_proxy(1).of(state)
+    fn settings(&self) -> Option<&NodeSettings> {
+        Some(&self.settings)
+    }
+
+    fn address(&self, address: Addr) -> AddressFlags {
+        self.memory.addresses.get(&address).copied().unwrap_or_default()
+    }
+
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.devices.get(&ifindex).copied()
+    }
+
+    fn admits(&self, service: ServiceId, source: Addr) -> bool {
+        let wanted = SourceRange::of(service, source);
+        self.memory.ranges.keys().any(|range| {
+            range.data.service == service
+                && share(range.prefix_length - 32, range.data.address, wanted.data.address)
+        })
     }
 
     fn roles(&self, address: Addr) -> AddressRoles {
@@ -188,6 +276,14 @@ impl Tables for Node {
 
     fn flow(&self, key: &FlowKey) -> Option<Entry> {
         self.flows.borrow().get(key).copied().map(Entry)
+    }
+
+    fn other(&self, flow: Entry) -> Option<Entry> {
+        self.flow(&flow.0.get().peer)
+    }
+
+    fn draft(&self) -> Option<RefMut<'_, Draft>> {
+        Some(self.draft.borrow_mut())
     }
 
     fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
@@ -223,10 +319,6 @@ impl Tables for Node {
         self.affinities.borrow_mut().insert(*key, *value);
     }
 
-    fn seconds(&self, seconds: u32) -> Ticks {
-        Ticks(seconds)
-    }
-
     fn count_connection(&self, service: ServiceId) {
         self.count(service, |counters| counters.connections += 1);
     }
@@ -243,7 +335,8 @@ impl Tables for Node {
         });
     }
 
-    fn count_drop(&self, service: ServiceId) {
+    fn count_drop(&self, service: ServiceId, reason: DropReason) {
         self.count(service, |counters| counters.drops += 1);
+        self.drops.borrow_mut().push((service, reason));
     }
 }
