@@ -188,6 +188,7 @@ impl Maps {
 
 impl Tables for Maps {
     type Flow<'a> = Flow;
+    type Draft<'a> = &'a mut Draft;
 
     #[inline(always)]
     fn now(&self) -> Ticks {
