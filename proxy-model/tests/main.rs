@@ -4,6 +4,7 @@
 mod capacity;
 mod commit;
 mod common;
+mod external;
 mod flow;
 mod policies;
 mod property;
