@@ -84,7 +84,8 @@ pub struct ServiceArgs {
     /// Serve the addresses in `spec.externalIPs`
     #[arg(
         long,
-        value_name = "BOOL",
+        value_name = "true|false",
+        hide_possible_values = true,
         action = ArgAction::Set,
         default_value_t = true,
         num_args = 0..=1,
@@ -95,7 +96,8 @@ pub struct ServiceArgs {
     /// Rewrite the source of everything that is sent to a ClusterIP
     #[arg(
         long,
-        value_name = "BOOL",
+        value_name = "true|false",
+        hide_possible_values = true,
         action = ArgAction::Set,
         default_value_t = false,
         num_args = 0..=1,
@@ -173,7 +175,7 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct PinArgs {
     /// Directory on a BPF file system for maps and links; one per node, if several share a kernel
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice", help_heading = "Node")]
     pub bpffs: PathBuf,
 }
 

@@ -109,7 +109,6 @@ const fn explanation(reason: DropReason) -> &'static str {
     match reason {
         DropReason::NoBackend => "the service has no endpoint that is ready; clients are told",
         DropReason::FlowTableFull => "no room to remember another flow",
-        DropReason::TupleCollision => "two flows would look the same to their backend",
         DropReason::BrokenTable => "the tables contradict each other: a bug, or somebody else wrote to them",
         DropReason::RewriteFailed => "the packet changed while it was read: a bug",
         DropReason::NoLocalBackend => "a policy keeps the service on this node, and no endpoint is here",
