@@ -12,12 +12,25 @@ use crate::netns::Namespace;
 ///
 /// If the kernel does not say.
 pub fn syn_retransmissions(namespace: &Namespace) -> Result<u64> {
-    let text = read(namespace, "netstat")?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let names = lines.next().context("no TcpExt names in /proc/net/netstat")?;
-    let values = lines.next().context("no TcpExt values in /proc/net/netstat")?;
-    let value = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "TCPSynRetrans");
-    value.context("no TCPSynRetrans in /proc/net/netstat")?.1.parse().context("TCPSynRetrans")
+    value(&read(namespace, "netstat")?, "TcpExt:", "TCPSynRetrans")
+}
+
+/// How many connections this namespace has reset so far.
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn resets_sent(namespace: &Namespace) -> Result<u64> {
+    value(&read(namespace, "snmp")?, "Tcp:", "OutRsts")
+}
+
+/// A value of `/proc/net/netstat` or `snmp`: a line of names, then one of values, with one prefix.
+fn value(text: &str, prefix: &str, name: &str) -> Result<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
+    let names = lines.next().with_context(|| format!("no names after {prefix}"))?;
+    let values = lines.next().with_context(|| format!("no values after {prefix}"))?;
+    let value = names.split(' ').zip(values.split(' ')).find(|(known, _)| *known == name);
+    value.with_context(|| format!("no {name} after {prefix}"))?.1.parse().context("a count")
 }
 
 /// Frames and bytes that a device has received.

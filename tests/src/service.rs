@@ -51,6 +51,9 @@ impl Port {
     }
 }
 
+/// Name and number of each port that an endpoint has.
+type Targets = Vec<(String, u16)>;
+
 /// A dual-stack service, with endpoints: on TCP and UDP port [`PORT`], as long as it is not given other ports.
 ///
 /// What has no method of its own is written into the object's `spec` with [`Service::edit`].
@@ -134,7 +137,11 @@ impl Service {
     #[must_use]
     pub fn with_node_port(mut self, node_port: u16) -> Self {
         self.ports.iter_mut().for_each(|port| port.node_port = Some(node_port));
-        self.edit(|spec| spec.type_ = Some("NodePort".to_owned()))
+        self.edit(|spec| {
+            if spec.type_.as_deref() == Some("ClusterIP") {
+                spec.type_ = Some("NodePort".to_owned());
+            }
+        })
     }
 
     /// With external IPs.
@@ -282,7 +289,7 @@ impl Service {
     /// Its EndpointSlice objects of a family: at least one, and one for each set of target ports.
     #[must_use]
     pub fn slices(&self, family: Family) -> Vec<EndpointSlice> {
-        let mut by_targets: Vec<(Vec<(String, u16)>, Vec<&Member>)> = vec![(self.targets(None), Vec::new())];
+        let mut by_targets: Vec<(Targets, Vec<&Member>)> = vec![(self.targets(None), Vec::new())];
         for member in &self.members {
             let targets = self.targets(Some(member));
             match by_targets.iter_mut().find(|(known, _)| *known == targets) {
@@ -290,7 +297,7 @@ impl Service {
                 None => by_targets.push((targets, vec![member])),
             }
         }
-        let slice = |(number, (targets, members)): (usize, (Vec<(String, u16)>, Vec<&Member>))| {
+        let slice = |(number, (targets, members)): (usize, (Targets, Vec<&Member>))| {
             let name = format!("{}-{}-{number}", self.name, family.to_string().to_lowercase());
             let owner = ("kubernetes.io/service-name".to_owned(), self.name.clone());
             let labels: Vec<_> = [owner].into_iter().chain(self.slice_labels.iter().cloned()).collect();
@@ -308,7 +315,7 @@ impl Service {
     }
 
     /// Name and number of each port that an endpoint has.
-    fn targets(&self, member: Option<&Member>) -> Vec<(String, u16)> {
+    fn targets(&self, member: Option<&Member>) -> Targets {
         let own = member.and_then(|member| member.targets.as_ref());
         let all = self.ports.iter().map(|port| (port.name.clone(), port.target));
         own.cloned().unwrap_or_else(|| all.collect())

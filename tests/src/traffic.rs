@@ -20,7 +20,7 @@ use std::{fmt, time::Duration};
 
 pub use bulk::Direction;
 pub use chatter::Chatter;
-pub use datagram::Datagram;
+pub use datagram::{Datagram, Segment};
 pub use ping::{Pong, ping};
 pub use pump::Pump;
 pub use raw::RawSender;

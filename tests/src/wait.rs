@@ -16,14 +16,27 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// # Errors
 ///
 /// If it still has none after [`PATIENCE`], or as soon as it fails.
-pub fn wait_until<T>(what: &str, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_until<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_at_most(PATIENCE, what, ready)
+}
+
+/// As [`wait_until`], for what may take its time.
+///
+/// # Errors
+///
+/// If there is no answer after `patience`, or as soon as `ready` fails.
+pub fn wait_at_most<T>(
+    patience: Duration,
+    what: &str,
+    mut ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(answer) = ready().with_context(|| format!("waiting until {what}"))? {
             return Ok(answer);
         }
-        if start.elapsed() > PATIENCE {
-            return Err(anyhow!("waited {PATIENCE:?} until {what}, in vain"));
+        if start.elapsed() > patience {
+            return Err(anyhow!("waited {patience:?} until {what}, in vain"));
         }
         thread::sleep(INTERVAL);
     }

@@ -246,9 +246,15 @@ pub(super) fn leaf(name: &str) -> Result<Namespace> {
     Ok(namespace)
 }
 
-/// Lets IPv6 addresses, link-local ones too, be used without a second of duplicate address detection.
+/// Lets IPv6 addresses, link-local ones too, be used without a second of duplicate address detection, and errors be
+/// reported as often as there are any.
 fn at_once(namespace: &Namespace) -> Result<()> {
-    namespace.sysctl(&[("ipv6/conf/all/accept_dad", "0"), ("ipv6/conf/default/accept_dad", "0")])
+    namespace.sysctl(&[
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv4/icmp_ratelimit", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+    ])
 }
 
 /// Joins a machine to the fabric. Returns the name of the device that its addresses belong on.

@@ -1,9 +1,10 @@
-//! UDP datagrams in packets made by hand.
+//! UDP datagrams and TCP segments in packets made by hand.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::raw::internet_sum;
 
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FRAGMENT_HEADER: u8 = 44;
 const HOPS: u8 = 64;
@@ -24,7 +25,7 @@ impl Datagram<'_> {
     #[must_use]
     pub fn packet(&self) -> Vec<u8> {
         let transport = self.transport();
-        let mut packet = self.ip_header(transport.len(), UDP, 0, 0);
+        let mut packet = ip_header(self.source, self.destination, transport.len(), UDP, 0, 0);
         packet.extend_from_slice(&transport);
         packet
     }
@@ -40,9 +41,17 @@ impl Datagram<'_> {
             let offset = u16::try_from(number * size).unwrap_or(u16::MAX);
             let more = number < last;
             let mut packet = if self.source.is_ipv4() {
-                self.ip_header(part.len(), UDP, id, offset / 8 | u16::from(more) << 13)
+                ip_header(
+                    self.source,
+                    self.destination,
+                    part.len(),
+                    UDP,
+                    id,
+                    (offset / 8) | (u16::from(more) << 13),
+                )
             } else {
-                let mut packet = self.ip_header(part.len() + 8, FRAGMENT_HEADER, 0, 0);
+                let mut packet =
+                    ip_header(self.source, self.destination, part.len() + 8, FRAGMENT_HEADER, 0, 0);
                 packet.extend_from_slice(&[UDP, 0]);
                 packet.extend_from_slice(&(offset | u16::from(more)).to_be_bytes());
                 packet.extend_from_slice(&u32::from(id).to_be_bytes());
@@ -63,35 +72,84 @@ impl Datagram<'_> {
         bytes.extend_from_slice(&length.to_be_bytes());
         bytes.extend_from_slice(&[0, 0]);
         bytes.extend_from_slice(self.payload);
-        let pseudo = [octets(self.source.ip()), octets(self.destination.ip())].concat();
-        let rest = [0, UDP, length.to_be_bytes()[0], length.to_be_bytes()[1]];
-        let sum = !internet_sum([&pseudo[..], &rest[..], &bytes[..]]);
+        let sum = checksum(self.source, self.destination, UDP, &bytes);
         // A sum of 0 says that there is none (RFC 768).
         let sum = if sum == 0 { u16::MAX } else { sum };
         bytes[6..8].copy_from_slice(&sum.to_be_bytes());
         bytes
     }
+}
 
-    fn ip_header(&self, length: usize, next: u8, id: u16, fragment: u16) -> Vec<u8> {
-        let mut header = Vec::with_capacity(40 + length);
-        let v4 = self.source.is_ipv4();
-        let total = u16::try_from(if v4 { length + 20 } else { length }).unwrap_or(u16::MAX);
-        if v4 {
-            header.extend_from_slice(&[0x45, 0]);
-            header.extend_from_slice(&total.to_be_bytes());
-            header.extend_from_slice(&id.to_be_bytes());
-            header.extend_from_slice(&fragment.to_be_bytes());
-            // The kernel fills the checksum in.
-            header.extend_from_slice(&[HOPS, next, 0, 0]);
-        } else {
-            header.extend_from_slice(&[0x60, 0, 0, 0]);
-            header.extend_from_slice(&total.to_be_bytes());
-            header.extend_from_slice(&[next, HOPS]);
-        }
-        header.extend(octets(self.source.ip()));
-        header.extend(octets(self.destination.ip()));
-        header
+/// A TCP segment in the middle of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'a> {
+    /// Who sends it.
+    pub source: SocketAddr,
+    /// To whom; of the same family.
+    pub destination: SocketAddr,
+    /// Number of its first byte.
+    pub sequence: u32,
+    /// Number of the next byte that the sender waits for.
+    pub acknowledgement: u32,
+    /// What it carries.
+    pub payload: &'a [u8],
+}
+
+impl Segment<'_> {
+    /// The packet that carries it.
+    #[must_use]
+    pub fn packet(&self) -> Vec<u8> {
+        /// PSH and ACK.
+        const FLAGS: u8 = 0x18;
+        let mut bytes = Vec::new();
+        bytes.extend_from_slice(&self.source.port().to_be_bytes());
+        bytes.extend_from_slice(&self.destination.port().to_be_bytes());
+        bytes.extend_from_slice(&self.sequence.to_be_bytes());
+        bytes.extend_from_slice(&self.acknowledgement.to_be_bytes());
+        // Five words of header; window; checksum; no urgent data.
+        bytes.extend_from_slice(&[5 << 4, FLAGS, 0x10, 0, 0, 0, 0, 0]);
+        bytes.extend_from_slice(self.payload);
+        let sum = checksum(self.source, self.destination, TCP, &bytes);
+        bytes[16..18].copy_from_slice(&sum.to_be_bytes());
+        let mut packet = ip_header(self.source, self.destination, bytes.len(), TCP, 0, 0);
+        packet.extend_from_slice(&bytes);
+        packet
     }
+}
+
+/// The checksum of a transport header and its payload, whose own field is zero (RFC 9293, 3.1).
+fn checksum(source: SocketAddr, destination: SocketAddr, protocol: u8, bytes: &[u8]) -> u16 {
+    let addresses = [octets(source.ip()), octets(destination.ip())].concat();
+    let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes();
+    !internet_sum([&addresses[..], &[0, protocol], &length[..], bytes])
+}
+
+fn ip_header(
+    source: SocketAddr,
+    destination: SocketAddr,
+    length: usize,
+    next: u8,
+    id: u16,
+    fragment: u16,
+) -> Vec<u8> {
+    let mut header = Vec::with_capacity(40 + length);
+    let v4 = source.is_ipv4();
+    let total = u16::try_from(if v4 { length + 20 } else { length }).unwrap_or(u16::MAX);
+    if v4 {
+        header.extend_from_slice(&[0x45, 0]);
+        header.extend_from_slice(&total.to_be_bytes());
+        header.extend_from_slice(&id.to_be_bytes());
+        header.extend_from_slice(&fragment.to_be_bytes());
+        // The kernel fills the checksum in.
+        header.extend_from_slice(&[HOPS, next, 0, 0]);
+    } else {
+        header.extend_from_slice(&[0x60, 0, 0, 0]);
+        header.extend_from_slice(&total.to_be_bytes());
+        header.extend_from_slice(&[next, HOPS]);
+    }
+    header.extend(octets(source.ip()));
+    header.extend(octets(destination.ip()));
+    header
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

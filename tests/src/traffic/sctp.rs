@@ -207,12 +207,12 @@ impl SctpClient {
         Ok(Self { socket: raw_socket(namespace, family, SCTP)?, port })
     }
 
-    /// Sends an INIT and waits for the INIT ACK to it.
+    /// Sends an INIT.
     ///
     /// # Errors
     ///
-    /// If none comes, or one with a wrong checksum.
-    pub fn ask(&self, to: SocketAddr, tag: u32) -> Result<Answer> {
+    /// If it cannot be sent.
+    pub fn tell(&self, to: SocketAddr, tag: u32) -> Result<()> {
         let init = Packet {
             source: self.port,
             destination: to.port(),
@@ -222,7 +222,16 @@ impl SctpClient {
             cookie: Vec::new(),
         };
         let sent = self.socket.send_to(&init.build(), (to.ip(), 0));
-        sent.with_context(|| format!("send an INIT to {to}"))?;
+        sent.map(drop).with_context(|| format!("send an INIT to {to}"))
+    }
+
+    /// Sends an INIT and waits for the INIT ACK to it.
+    ///
+    /// # Errors
+    ///
+    /// If none comes, or one with a wrong checksum.
+    pub fn ask(&self, to: SocketAddr, tag: u32) -> Result<Answer> {
+        self.tell(to, tag)?;
         let start = Instant::now();
         let mut buffer = [0; 2048];
         while start.elapsed() < PATIENCE {

@@ -1,8 +1,9 @@
 //! The server of a pod.
 
 use std::{
+    collections::BTreeSet,
     io,
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +13,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use futures::future::join_all;
+use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
@@ -25,7 +28,8 @@ use super::{
 };
 use crate::topology::Machine;
 
-/// Answers TCP and UDP, IPv4 and IPv6, on one port of a machine, with the machine's name.
+/// Answers TCP and UDP, IPv4 and IPv6, on one port of a machine, with the machine's name. UDP at the addresses that the
+/// machine has when this starts.
 #[derive(Debug)]
 pub struct Server {
     name: String,
@@ -60,13 +64,13 @@ impl Server {
                 Ok((runtime, sockets))
             });
             match started {
-                Ok((runtime, (listener, socket))) => {
+                Ok((runtime, (listener, sockets))) => {
                     // Whoever started the server has given up waiting if this fails: it ends by `stopped`.
                     drop(ready.send(Ok(())));
                     runtime.block_on(async {
                         tokio::select! {
                             () = service.accept(listener) => {}
-                            () = service.answer(socket) => {}
+                            _ = join_all(sockets.into_iter().map(|socket| service.answer(socket))) => {}
                             _ = stopped => {}
                         }
                     });
@@ -108,15 +112,31 @@ impl Drop for Server {
     }
 }
 
-fn bind(port: u16) -> io::Result<(TcpListener, UdpSocket)> {
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+fn bind(port: u16) -> io::Result<(TcpListener, Vec<UdpSocket>)> {
     let tcp = TcpSocket::new_v6()?;
     tcp.set_reuseaddr(true)?;
-    tcp.bind(address)?;
-    let udp = std::net::UdpSocket::bind(address)?;
-    udp.set_nonblocking(true)?;
+    tcp.bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
+    // A socket for each address: one for all would answer from the address of the way back, which on a machine with
+    // several need not be the one that was asked.
+    let bind = |address: IpAddr| {
+        let socket = std::net::UdpSocket::bind((address, port))?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket)
+    };
+    let udp = own_addresses()?.into_iter().map(bind).collect::<io::Result<_>>()?;
     // Room for everybody who connects at once: a full backlog would look like loss on the way.
-    Ok((tcp.listen(4096)?, UdpSocket::from_std(udp)?))
+    Ok((tcp.listen(4096)?, udp))
+}
+
+/// The addresses of this namespace, without those that are good for one link only.
+fn own_addresses() -> io::Result<BTreeSet<IpAddr>> {
+    let ip = |address: SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+    };
+    let all = getifaddrs()?.filter_map(|interface| interface.address).filter_map(ip);
+    let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    Ok(all.filter(|ip| !is_link_local(ip)).collect())
 }
 
 #[derive(Clone)]

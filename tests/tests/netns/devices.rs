@@ -9,7 +9,7 @@ use sluice_tests::{
     wait::wait_until,
 };
 
-use crate::{Backend, expect_all_reach};
+use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn a_pod_made_after_the_agent_started_is_served() {

@@ -8,7 +8,7 @@ use sluice_tests::{
     traffic::{Chatter, Connection, Protocol, Source, Spread, UdpClient},
 };
 
-use crate::Backend;
+use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn a_udp_sender_moves_with_the_next_datagram_when_its_backend_is_removed() {
@@ -103,7 +103,7 @@ fn a_deleted_service_is_no_longer_served_and_another_one_goes_on() {
         let kept = Service::new("kept", 2).with(&near.pod);
         agents.serve(&deleted)?;
         agents.serve(&kept)?;
-        crate::expect_all_reach(&client.machine, &deleted, "near")?;
+        expect_all_reach(&client.machine, &deleted, "near")?;
 
         agents.withdraw(&deleted)?;
         for family in Family::ALL {
@@ -111,6 +111,6 @@ fn a_deleted_service_is_no_longer_served_and_another_one_goes_on() {
             let result = Connection::open(&client.machine.namespace, to, Source::AnyPort);
             ensure!(result.is_err(), "{to} still answers");
         }
-        crate::expect_all_reach(&client.machine, &kept, "near")
+        expect_all_reach(&client.machine, &kept, "near")
     });
 }

@@ -1,27 +1,39 @@
 //! The agent and its programs on nodes made of network namespaces, with real sockets at both ends.
 //!
-//! One file per question: is it reached ([`reach`]), by whom ([`spread`]), what if nobody serves ([`refuse`], [`errors`]), does it
-//! hold ([`load`]), does it follow changes ([`endpoints`], [`devices`], [`manifests`]), does it outlive the agent
-//! ([`lifecycle`]), and does the demo tell the truth ([`demo`])?
+//! One file per question. Who is reached: through ClusterIPs ([`reach`]), NodePorts ([`nodeport`]), external IPs and load
+//! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) and in pieces
+//! ([`fragments`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
+//! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
+//! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and does the demo tell the truth ([`demo`])?
 
 mod demo;
 mod devices;
 mod endpoints;
 mod errors;
+mod expect;
+mod external;
+mod flood;
+mod fragments;
 mod lifecycle;
 mod load;
 mod manifests;
+mod nodeport;
+mod policy;
 mod reach;
 mod refuse;
+mod sctp;
+mod shapes;
+mod source;
 mod spread;
+mod udp;
+mod unknown;
+mod upstream;
 
-use std::net::SocketAddr;
-
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use sluice_tests::{
-    service::{Service, TARGET_PORT},
-    topology::{Family, Machine, Node, Pod},
-    traffic::{Connection, Server, Source, UdpClient},
+    service::TARGET_PORT,
+    topology::{Node, Pod},
+    traffic::Server,
 };
 
 /// A pod that serves for as long as this is held.
@@ -36,35 +48,4 @@ impl Backend {
         let server = Server::start(&pod.machine, TARGET_PORT)?;
         Ok(Self { pod, server })
     }
-}
-
-/// Whoever `client` reaches through the service by TCP. The client must see the service as its peer, and the backend
-/// must see the client.
-fn ask_tcp(client: &Machine, service: &Service, family: Family) -> Result<String> {
-    let vip = service.frontend(family);
-    let connection = Connection::open(&client.namespace, vip, Source::AnyPort)?;
-    ensure!(connection.peer()? == vip, "the peer of a connection to {vip} is {}", connection.peer()?);
-    let own = connection.local()?;
-    ensure!(connection.seen_as == own, "{} sees {own} as {}", connection.backend, connection.seen_as);
-    Ok(connection.backend)
-}
-
-/// Whoever `client` reaches through the service by UDP, under the same conditions.
-fn ask_udp(client: &Machine, service: &Service, family: Family) -> Result<String> {
-    let vip = service.frontend(family);
-    let socket = UdpClient::bind(&client.namespace, family)?;
-    let answer = socket.ask(vip, 1)?;
-    ensure!(answer.from == vip, "asked {vip}, the answer came from {}", answer.from);
-    let own = SocketAddr::new(client.addresses.of(family), socket.local()?.port());
-    ensure!(answer.seen_as == own, "{} sees {own} as {}", answer.backend, answer.seen_as);
-    Ok(answer.backend)
-}
-
-/// `client` reaches `backend`, which is the service's only one, by both protocols and both families.
-fn expect_all_reach(client: &Machine, service: &Service, backend: &str) -> Result<()> {
-    for family in Family::ALL {
-        let names = [ask_tcp(client, service, family)?, ask_udp(client, service, family)?];
-        ensure!(names == [backend, backend], "{family}: reached {names:?} instead of {backend}");
-    }
-    Ok(())
 }

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use sluice_tests::{agent::Agent, harness::with_agents, service::Service, wait::wait_until};
 
-use crate::{Backend, expect_all_reach};
+use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn a_broken_manifest_is_named_and_disturbs_no_other() {

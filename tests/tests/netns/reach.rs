@@ -10,7 +10,7 @@ use sluice_tests::{
     traffic::{Connection, Source, UdpClient},
 };
 
-use crate::{Backend, expect_all_reach};
+use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn pod_reaches_a_backend_on_the_same_bridge() {
