@@ -11,15 +11,20 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use proxy_agent::datapath::{self, ArrayTable, Datapath, HashTable, PerCpuTable, Pins, Program};
 use proxy_common::{
     addr::Addr,
+    addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
+    device::{Device, DeviceFlags},
     drop::DropReason,
     endian::Be16,
     filter::{AddressRoles, FilterLine, FilterPosition},
     flow::FlowEntry,
-    frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceTraffic, Settings, Slots},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    tables::{
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Frontends, ServiceTraffic,
+        Settings, Slots,
+    },
     tuple::{Endpoint, FlowKey, Protocol},
 };
 
@@ -56,6 +61,12 @@ pub struct Kernel {
     pub template: Frontend,
 }
 
+/// Number of the loopback device.
+const LOOPBACK: u32 = 1;
+
+/// A backend that gets new flows.
+pub const SERVING: BackendFlags = BackendFlags::LIVE.with(BackendFlags::CLUSTER_SET);
+
 /// The end that an address and port are.
 #[must_use]
 pub fn end(address: SocketAddr) -> Endpoint {
@@ -74,6 +85,9 @@ impl Kernel {
         let name = format!("kernel-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let pins = Pins::new(&Path::new(BPFFS).join(name));
         let datapath = datapath::load(&pins).map_err(|error| anyhow::anyhow!(proxy_agent::report(&error)))?;
+        // The kernel runs programs on the loopback device, unless told otherwise.
+        let local = Device { flags: DeviceFlags::LOCAL_CLIENTS, ..Device::default() };
+        HashTable::<Devices>::open(&pins)?.put(&LOOPBACK, &local)?;
         Ok(Self { pins, datapath, next_slot: 0, template: Frontend::default() })
     }
 
@@ -106,14 +120,14 @@ impl Kernel {
         backends: &[SocketAddr],
     ) -> Result<()> {
         self.add_role(frontend, AddressRoles::FRONTEND)?;
-        let slot_base = self.next_slot;
+        let base = self.next_slot;
         for (id, &address) in (first_backend..).zip(backends) {
-            self.set_backend(BackendId(id), service, address, BackendFlags::LIVE, Generation(1))?;
+            self.set_backend(BackendId(id), service, address, SERVING, Generation(1))?;
             ArrayTable::<Slots>::open(&self.pins)?.put(self.next_slot, &BackendId(id))?;
             self.next_slot += 1;
         }
-        let slot_count = self.next_slot - slot_base;
-        let value = Frontend { service, slot_base, slot_count, ..self.template };
+        let slots = SlotRun { base, count: self.next_slot - base };
+        let value = Frontend { service, slots, ..self.template };
         HashTable::<Frontends>::open(&self.pins)?.put(&FrontendKey::new(end(frontend), protocol), &value)?;
         Ok(())
     }
@@ -135,6 +149,21 @@ impl Kernel {
         let Endpoint { address, port } = end(address);
         let value = Backend { address, port, flags, generation, service, reserved: 0 };
         Ok(ArrayTable::<Backends>::open(&self.pins)?.put(id.0, &value)?)
+    }
+
+    /// Writes what is known about an address, and gives it a role.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be written.
+    pub fn set_address(
+        &mut self,
+        address: SocketAddr,
+        flags: AddressFlags,
+        role: AddressRoles,
+    ) -> Result<()> {
+        self.add_role(address, role)?;
+        Ok(HashTable::<Addresses>::open(&self.pins)?.put(&Addr::from(address.ip()), &flags)?)
     }
 
     fn add_role(&mut self, address: SocketAddr, role: AddressRoles) -> Result<()> {

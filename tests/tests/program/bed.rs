@@ -118,11 +118,11 @@ impl Case {
         let answer = self.kernel.flow(&reply)?.ok_or_else(|| anyhow::anyhow!("no entry {reply:?}"))?;
         anyhow::ensure!(original.peer == reply && answer.peer == request, "{original:?} and {answer:?}");
         anyhow::ensure!(
-            original.state == answer.state && original.timeout == answer.timeout,
+            original.head.state == answer.head.state && original.head.timeout == answer.head.timeout,
             "{original:?} {answer:?}"
         );
         anyhow::ensure!(
-            original.direction == Direction::ORIGINAL && answer.direction == Direction::REPLY,
+            original.head.direction == Direction::ORIGINAL && answer.head.direction == Direction::REPLY,
             "directions"
         );
         Ok(original)

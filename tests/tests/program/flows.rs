@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::{
     backend::{BackendFlags, BackendId, Generation},
-    counters::ServiceCounters,
-    drop::DropReason,
     flow::FlowState,
     frontend::ServiceId,
     time::Ticks,
-    tuple::Protocol,
+    tuple::{FlowKey, Hook, Protocol},
 };
-use sluice_tests::{kernel::Action, packets::flags};
+use sluice_tests::{
+    kernel::{Action, SERVING, end},
+    packets::flags,
+};
 
 use super::bed::{Case, NOTHING, WEB, for_each, opened, passed, sent};
 
@@ -56,10 +57,10 @@ fn states_follow_the_connection() {
         let tcp = case.protocol == Protocol::TCP;
         case.ingress(&case.first())?;
         let embryonic = if tcp { FlowState::SYN_SENT } else { FlowState::UNREPLIED };
-        ensure!(case.flow(backend)?.state == embryonic, "{:?}", case.flow(backend)?);
+        ensure!(case.flow(backend)?.head.state == embryonic, "{:?}", case.flow(backend)?);
         case.egress(&case.frame(backend, client, flags::SYN | flags::ACK))?;
         let answered = if tcp { FlowState::SYN_RECEIVED } else { FlowState::REPLIED };
-        ensure!(case.flow(backend)?.state == answered, "{:?}", case.flow(backend)?);
+        ensure!(case.flow(backend)?.head.state == answered, "{:?}", case.flow(backend)?);
         if !tcp {
             return Ok(());
         }
@@ -77,7 +78,7 @@ fn states_follow_the_connection() {
                 case.egress(&case.frame(backend, client, tcp_flags))?
             };
             ensure!(out.action == Action::Next, "{out:02x?}");
-            ensure!(case.flow(backend)?.state == state, "{state:?}: {:?}", case.flow(backend)?);
+            ensure!(case.flow(backend)?.head.state == state, "{state:?}: {:?}", case.flow(backend)?);
         }
         Ok(())
     });
@@ -107,7 +108,7 @@ fn a_backend_id_that_was_given_away_is_another_backend() {
         case.serve(1)?;
         establish(case)?;
         let heir = case.backends[1];
-        case.kernel.set_backend(BackendId(1), WEB, heir, BackendFlags::LIVE, Generation(2))?;
+        case.kernel.set_backend(BackendId(1), WEB, heir, SERVING, Generation(2))?;
         let next = case.frame(case.client, case.vip, flags::ACK);
         let out = case.ingress(&next)?;
         let expected = if case.protocol == Protocol::TCP { case.backends[0] } else { heir };
@@ -159,11 +160,11 @@ fn a_port_is_reused_at_once_after_close_or_reset() {
             establish(case)?;
             case.ingress(&case.frame(client, vip, ending))?;
             case.egress(&case.frame(backend, client, ending))?;
-            ensure!(case.flow(backend)?.state.is_over(), "{:?}", case.flow(backend)?);
+            ensure!(case.flow(backend)?.head.state.is_over(), "{:?}", case.flow(backend)?);
             let first = case.first();
             let out = case.counting(opened(&first), &[], |case| case.ingress(&first))?;
             ensure!(out == passed(&first.to(backend)), "{out:02x?}");
-            ensure!(case.flow(backend)?.state == FlowState::SYN_SENT, "{:?}", case.flow(backend)?);
+            ensure!(case.flow(backend)?.head.state == FlowState::SYN_SENT, "{:?}", case.flow(backend)?);
         }
         Ok(())
     });
@@ -193,7 +194,7 @@ fn age(case: &mut Case, backend: std::net::SocketAddr, original: bool, reply: bo
     for (key, old) in [(case.request_key(), original), (case.reply_key(backend), reply)] {
         let mut entry = case.kernel.flow(&key)?.context("no entry")?;
         if old {
-            entry.last_seen = Ticks(entry.last_seen.0.wrapping_sub(entry.timeout.0 + 2));
+            entry.head.last_seen = Ticks(entry.head.last_seen.0.wrapping_sub(entry.head.timeout.0 + 2));
         }
         case.kernel.set_flow(&key, &entry)?;
     }
@@ -235,20 +236,29 @@ fn a_flow_that_one_side_uses_is_alive_for_both() {
     });
 }
 
+/// NAT-05.
 #[test]
 fn two_services_one_backend_one_client_port_do_not_mix() {
     for_each(|case| {
         case.serve(1)?;
         establish(case)?;
+        let backend = case.backends[0];
         let mut other = case.vip;
         other.set_port(443);
-        case.kernel.serve(ServiceId(8), other, case.protocol, 9, &case.backends[..1])?;
+        case.kernel.serve(ServiceId(8), other, case.protocol, 9, &[backend])?;
         let frame = case.frame(case.client, other, flags::SYN);
-        let out = case.counting(NOTHING, &[(DropReason::TupleCollision, 1)], |case| case.ingress(&frame))?;
-        ensure!(out.action == Action::Drop, "{out:02x?}");
-        let counted = case.kernel.traffic(ServiceId(8))?;
-        ensure!(counted == ServiceCounters { drops: 1, ..NOTHING }, "{counted:?}");
-        let reply = case.frame(case.backends[0], case.client, flags::ACK);
+        let out = case.counting(NOTHING, &[], |case| case.ingress(&frame))?;
+        // The client's port is another now, and nothing else is.
+        let request = FlowKey::new(end(case.client), end(other), case.protocol, Hook::INGRESS);
+        let flow = case.kernel.flow(&request)?.context("no flow")?;
+        let mut seen_as = case.client;
+        seen_as.set_port(flow.peer.destination_port.to_host());
+        ensure!(seen_as != case.client, "the same port for both");
+        ensure!(out == passed(&frame.from(seen_as).to(backend)), "{out:02x?}");
+        let reply = case.frame(backend, seen_as, flags::ACK);
+        let out = case.egress(&reply)?;
+        ensure!(out == passed(&reply.from(other).to(case.client)), "the second flow's answer: {out:02x?}");
+        let reply = case.frame(backend, case.client, flags::ACK);
         let out = case.egress(&reply)?;
         ensure!(out == passed(&reply.from(case.vip)), "the first flow goes on: {out:02x?}");
         Ok(())

@@ -6,15 +6,20 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Affinities, Backends, Drops, Flows, Frontends, ServiceNames, ServiceTraffic, Settings,
-    Slots, Table, TableKind,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
 /// Most instructions that the verifier may walk, by program: about twice what it did when this was written, and
 /// far below the kernel's limit of a million. More says that a loop or a branch has exploded.
-const WALKED: [(Program, u32); 3] =
-    [(Program::Ingress, 80_000), (Program::Egress, 40_000), (Program::Clock, 10)];
+const WALKED: [(Program, u32); 5] = [
+    (Program::Ingress, 480_000),
+    (Program::Egress, 380_000),
+    (Program::IngressL3, 480_000),
+    (Program::EgressL3, 380_000),
+    (Program::Clock, 10),
+];
 
 fn kernel() -> Option<Kernel> {
     if let Err(reason) = harness::requirements() {
@@ -40,7 +45,9 @@ fn the_verifier_walks_no_more_than_budgeted() -> Result<()> {
 fn describe<T: Table>() -> (String, (MapType, usize, usize, usize)) {
     let kind = match T::KIND {
         TableKind::Hash => MapType::Hash,
+        TableKind::PerCpuHash => MapType::PerCpuHash,
         TableKind::LruHash => MapType::LruHash,
+        TableKind::LpmTrie => MapType::LpmTrie,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
     };
@@ -62,6 +69,11 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<ServiceNames>(),
             describe::<ServiceTraffic>(),
             describe::<Affinities>(),
+            describe::<Addresses>(),
+            describe::<SourceRanges>(),
+            describe::<Devices>(),
+            describe::<Fragments>(),
+            describe::<ServiceDrops>(),
             describe::<Settings>(),
             describe::<Drops>(),
         ]
