@@ -5,9 +5,6 @@ use proxy_common::tables::{
     ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table,
 };
 
-/// Maps that mean nothing between two packets: nobody shares them, and every load of the object has its own.
-pub(super) const PRIVATE: [&str; 1] = ["DRAFTS"];
-
 /// Something to be done with every table.
 pub(super) trait Visitor {
     /// Why it cannot be done.
@@ -18,7 +15,7 @@ pub(super) trait Visitor {
 }
 
 /// Visits every table, up to the first error. The only list of them in the agent: what is done with all is done
-/// through it, and loading fails if the object has a map that is neither here nor private.
+/// through it, and loading fails if the object has another map that packets share.
 pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<Frontends>()?;
     visitor.visit::<Addresses>()?;

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, convert::Infallible};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    maps::{Map, MapData},
     programs::{ProgramError, SchedClassifier},
 };
 use aya_log::EbpfLogger;
@@ -182,15 +183,20 @@ impl Visitor for Check<'_> {
 }
 
 impl Check<'_> {
-    /// Fails if the object has other maps. Those of its own memory, such as `.rodata`, are no tables.
+    /// Fails if the object has other maps that two packets share.
     fn expect_complete(&self, ebpf: &Ebpf) -> Result<(), LoadError> {
-        let is_known =
-            |name: &str| name.starts_with('.') || list::PRIVATE.contains(&name) || self.names.contains(name);
-        match ebpf.maps().find(|(name, _)| !is_known(name)) {
+        match ebpf.maps().find(|(name, map)| !self.names.contains(name) && !is_private(name, map)) {
             Some((unknown, _)) => Err(LoadError::UnknownMap(unknown.to_owned())),
             None => Ok(()),
         }
     }
+}
+
+/// Whether a map is nobody's business but a program's: read-only memory such as `.rodata`, or room for one value on each
+/// CPU, which a stack has no room for and which means nothing between packets.
+fn is_private(name: &str, map: &Map) -> bool {
+    let is_room = |map: &MapData| map.info().is_ok_and(|info| info.max_entries() == 1);
+    name.starts_with('.') || matches!(map, Map::PerCpuArray(map) if is_room(map))
 }
 
 fn find(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, LoadError> {

@@ -111,8 +111,8 @@ impl Placing {
         }
         let class = class(&row).as_str();
         if self.attached.get(&index) == Some(&device.header) {
-            if before.is_some_and(|before| before.flags != row.flags) {
-                info!(device = name, class, "the device has other clients now");
+            if before.is_some_and(|before| self::class(&before).as_str() != class) {
+                info!(device = name, class, "the class of the device has changed");
             }
             return Ok(());
         }
