@@ -109,9 +109,9 @@ impl Placing {
             self.table.put(&index.0, &row)?;
             self.rows.insert(index, row);
         }
-        let class = class(&row).as_str();
+        let class = class_of(&row).as_str();
         if self.attached.get(&index) == Some(&device.header) {
-            if before.is_some_and(|before| self::class(&before).as_str() != class) {
+            if before.is_some_and(|before| class_of(&before).as_str() != class) {
                 info!(device = name, class, "the class of the device has changed");
             }
             return Ok(());
@@ -159,6 +159,6 @@ impl Placing {
 }
 
 /// The class that a row tells.
-fn class(row: &Row) -> Class {
+fn class_of(row: &Row) -> Class {
     if row.flags.contains(DeviceFlags::LOCAL_CLIENTS) { Class::LocalClients } else { Class::Uplink }
 }
