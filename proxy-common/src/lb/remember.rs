@@ -156,19 +156,15 @@ impl Found {
     const FULL: Self = Self(2);
 }
 
-/// Writes the way back of the draft, whose destination port is changed until its tuple is free. What belongs to a connection that is
-/// over is taken only if nothing better was found: its end may still be remembered by the backend.
+/// Writes the way back of the draft, whose destination port is changed until its tuple is free: the port that it has, if
+/// that is to be tried, then any. What belongs to a connection that is over is taken only if nothing better was found: its
+/// end may still be remembered by the backend.
 #[inline(always)]
 pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
     let (Some(mut draft), Some(settings)) = (tables.draft(), tables.settings()) else {
         return Found::NO_PORT;
     };
-    let mut over = 0;
-    for probe in 0..PROBES {
-        if probe > 0 || first == First::Skipped {
-            let port = settings.source_ports.choose(tables.random());
-            draft.reply.destination_port = Be16::from_host(port);
-        }
+    if first == First::Tried {
         match occupation(tables, &draft) {
             Occupation::Absent => match tables.insert_flow(&draft.reply, &draft.entry, Insert::New) {
                 Ok(()) => return Found::PORT,
@@ -180,15 +176,31 @@ pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
             Occupation::Over if draft.reply.destination_end() == draft.key.source_end() => {
                 return replace(tables, &draft);
             }
-            Occupation::Over if over == 0 => over = draft.reply.destination_port.to_host(),
             Occupation::Over | Occupation::Taken => {}
         }
     }
-    if over == 0 {
-        return Found::NO_PORT;
+    let now = tables.now();
+    let mut last_resort = Be16::default();
+    for _ in 0..PROBES {
+        draft.reply.destination_port = Be16::from_host(settings.source_ports.choose(tables.random()));
+        let Some(old) = tables.flow(&draft.reply) else {
+            return match tables.insert_flow(&draft.reply, &draft.entry, Insert::New) {
+                Ok(()) => Found::PORT,
+                Err(InsertError::Full) => Found::FULL,
+                // Another CPU has just found the same one. The client tries again.
+                Err(InsertError::Exists) => Found::NO_PORT,
+            };
+        };
+        let head = old.head();
+        if head.state.is_over() || head.is_idle(now) {
+            last_resort = draft.reply.destination_port;
+        }
     }
-    draft.reply.destination_port = Be16::from_host(over);
-    replace(tables, &draft)
+    draft.reply.destination_port = last_resort;
+    match occupation(tables, &draft) {
+        Occupation::Stale | Occupation::Over => replace(tables, &draft),
+        Occupation::Absent | Occupation::Taken => Found::NO_PORT,
+    }
 }
 
 #[inline(always)]
