@@ -6,6 +6,7 @@ mod commit;
 mod common;
 mod external;
 mod flow;
+mod outside;
 mod policies;
 mod property;
 mod restore;

@@ -330,7 +330,7 @@ fn the_external_policy_needs_something_external() {
     let vip = vec!["192.0.2.1".parse().unwrap()];
     for external in [
         External { external_ips: vip.clone(), ..nothing.clone() },
-        External { load_balancer_ips: vip.clone(), ..nothing.clone() },
+        External { load_balancer_ips: vip, ..nothing },
     ] {
         let port = ServicePort { external: Arc::new(external), ..internal(TrafficPolicy::Cluster) };
         assert_eq!(members(&sets(&port), Set::Local), ["10.0.0.0"]);
