@@ -192,6 +192,7 @@ mod tests {
         (parsed, report.finish().iter().map(ToString::to_string).collect())
     }
 
+    /// EPS-17, COND-06.
     #[test]
     fn conditions_default_to_ready_and_serving() {
         let conditions = |value: Value| Conditions::from(Some(&serde_json::from_value(value).unwrap()));
@@ -205,6 +206,7 @@ mod tests {
         );
     }
 
+    /// EPS-09, EPS-16.
     #[test]
     fn local_means_exactly_this_node() {
         let (slice, errors) = parsed(json!({ "endpoints": [
@@ -226,6 +228,7 @@ mod tests {
         assert!(errors.is_empty());
     }
 
+    /// EPS-01, EPS-03, EPS-04.
     #[test]
     fn slices_for_others_are_ignored_in_silence() {
         for change in [
@@ -242,6 +245,7 @@ mod tests {
         }
     }
 
+    /// EPS-08, SP-06.
     #[test]
     fn what_is_illegal_costs_only_itself() {
         let (slice, errors) = parsed(json!({

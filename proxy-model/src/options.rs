@@ -190,7 +190,7 @@ mod tests {
         accepted.map(ToString::to_string).collect()
     }
 
-    /// NP-05, NP-06, NP-08; VER-24.
+    /// NP-05, NP-06, NP-08, NP-09; VER-24.
     #[test]
     fn each_family_accepts_what_its_networks_contain() {
         let ips = ["192.0.2.1", "192.0.2.9", "10.0.0.1", "2001:db8::1", "fe80::1"];
@@ -218,6 +218,7 @@ mod tests {
         );
     }
 
+    /// NP-08, NODE-03: there are no placeholders.
     #[test]
     fn a_family_without_a_primary_address_accepts_nothing() {
         assert!(

@@ -119,6 +119,7 @@ mod tests {
         (parsed, report.finish().iter().map(ToString::to_string).collect())
     }
 
+    /// SP-08.
     #[test]
     fn internal_traffic_stays_local_only_if_the_service_says_so() {
         for (spec, policy) in [
@@ -167,6 +168,7 @@ mod tests {
         assert_eq!(errors, [format!("Service default/web: spec.externalTrafficPolicy: \"Global\" {reason}")]);
     }
 
+    /// SP-11, AFF-02.
     #[test]
     fn affinity_lasts_three_hours_unless_the_service_says_otherwise() {
         for (spec, seconds) in [

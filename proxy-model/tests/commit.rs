@@ -5,10 +5,11 @@ use std::time::Duration;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proxy_common::backend::{BackendFlags, BackendId, Generation};
 use proxy_model::{Change, Event, Model, Restored};
+use serde_json::json;
 
 use crate::common::{
     Memory, model_on,
-    objects::{apply, delete, replace, service, slice},
+    objects::{apply, delete, replace, service, service_with, slice},
     settle,
 };
 
@@ -34,6 +35,7 @@ fn id_of(memory: &Memory, address: &str) -> BackendId {
     BackendId(id)
 }
 
+/// SYNC-01.
 #[test]
 fn nothing_is_written_before_both_lists_have_arrived() {
     let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
@@ -87,13 +89,38 @@ fn backends_keep_their_ids_while_others_come_and_go() {
     assert_eq!(memory.live(), 2);
 }
 
+/// SVC-10, SVC-11, EPS-05.
 #[test]
 fn an_update_that_changes_nothing_relevant_writes_nothing() {
     let (mut model, mut memory) = web(&["10.0.0.1", "10.0.0.2"]);
     memory.attempts = 0;
-    apply(&mut model, slice("web", &["10.0.0.2", "10.0.0.1"]));
-    let mut labelled = service("web", VIP);
+    let mut other = slice("web", &["10.0.0.2", "10.0.0.1"]);
+    other
+        .metadata
+        .labels
+        .get_or_insert_default()
+        .insert("endpointslice.kubernetes.io/managed-by".into(), "me".into());
+    for endpoint in other.endpoints.iter_mut().flatten() {
+        endpoint.hostname = Some("web-0".to_owned());
+        endpoint.zone = Some("zone-a".to_owned());
+    }
+    apply(&mut model, other);
+    let mut labelled = service_with(
+        "web",
+        json!({
+            "clusterIP": VIP, "selector": { "app": "web" }, "publishNotReadyAddresses": true,
+            "trafficDistribution": "PreferClose", "ipFamilyPolicy": "SingleStack", "healthCheckNodePort": 30999,
+            "loadBalancerIP": "192.0.2.1", "loadBalancerClass": "example.com/lb", "allocateLoadBalancerNodePorts": false,
+            "ports": [{ "name": "http", "port": 80, "targetPort": "web", "appProtocol": "h2c" }],
+        }),
+    );
     labelled.metadata.labels = Some([("team".to_owned(), "a".to_owned())].into());
+    let annotations =
+        ["service.beta.kubernetes.io/load-balancer-source-ranges", "service.kubernetes.io/topology-mode"];
+    labelled.metadata.annotations =
+        Some(annotations.map(|name| (name.to_owned(), "10.0.0.0/8".to_owned())).into());
+    let ingress = json!({ "loadBalancer": { "ingress": [{ "hostname": "lb", "ports": [] }] } });
+    labelled.status = serde_json::from_value(ingress).unwrap();
     apply(&mut model, labelled);
     settle(&mut model, at(1), &mut memory);
     assert_eq!(memory.attempts, 0);
@@ -143,6 +170,7 @@ fn slots_in_use_by_a_program_are_not_overwritten_at_once() {
     assert_eq!(run(&memory), first);
 }
 
+/// SVC-13, EPS-14.
 #[test]
 fn a_service_that_comes_back_in_the_same_breath_is_not_touched() {
     let (mut model, mut memory) = web(&["10.0.0.1"]);

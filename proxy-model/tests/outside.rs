@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::common::{
     node::{Node, POD_DEVICE, UPLINK, text},
-    objects::{apply, load_balancer, replace, slice},
+    objects::{apply, load_balancer, replace, slice, slice_with},
 };
 
 const LOCAL: &str = "10.244.1.7";
@@ -161,7 +161,7 @@ fn the_policies_do_not_mix() {
     }
 }
 
-/// LBSR-01, LBSR-06, LBSR-08, LBSR-09: pods and the node must be listed like everybody else.
+/// LBSR-01, LBSR-06, LBSR-08, LBSR-09, NP-04: pods and the node must be listed like everybody else.
 #[test]
 fn source_ranges_guard_the_load_balancer_alone() {
     let listed = json!({ "loadBalancerSourceRanges": ["203.0.113.0/24"] });
@@ -267,4 +267,39 @@ fn what_is_no_longer_served_passes() {
         assert_eq!(verdict, Verdict::Pass, "{to}");
     }
     assert_eq!(outcome(&node, POD, CLUSTER_IP), "local");
+}
+
+/// CT-08, CT-11: it moves once the backend no longer serves; new flows have moved before.
+#[test]
+fn a_udp_flow_stays_with_a_backend_that_terminates_but_serves() {
+    let spec = json!({
+        "clusterIP": "10.96.0.53", "ports": [{ "name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053 }],
+    });
+    let dns = |conditions: Value| {
+        let mut slice =
+            slice_with("dns", &[LOCAL, REMOTE], json!([{ "name": "dns", "port": 53, "protocol": "UDP" }]));
+        slice.endpoints.as_mut().unwrap()[0].conditions = serde_json::from_value(conditions).unwrap();
+        slice
+    };
+    let mut node = Node::with(options());
+    replace(&mut node.model, vec![load_balancer("dns", spec, &[])], vec![dns(json!({}))]);
+    node.model.set_node_addresses(["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    node.settle();
+    let reached = |node: &Node, to: &str, port: u16| {
+        let from = format!("10.244.1.5:{port}");
+        node.reach(&from, to, Protocol::UDP, TcpFlags(0))
+    };
+    let (local, remote) = (format!("{LOCAL}:53"), format!("{REMOTE}:53"));
+    for to in ["10.96.0.53:53", "192.0.2.1:30053"] {
+        apply(&mut node.model, dns(json!({})));
+        node.settle();
+        let port = (1000..).find(|&port| reached(&node, to, port) == local).unwrap();
+        apply(&mut node.model, dns(json!({ "ready": false, "serving": true, "terminating": true })));
+        node.settle();
+        assert_eq!(reached(&node, to, port), local);
+        assert!((2000..2030).all(|port| reached(&node, to, port) == remote));
+        apply(&mut node.model, dns(json!({ "ready": false, "serving": false, "terminating": true })));
+        node.settle();
+        assert_eq!(reached(&node, to, port), remote);
+    }
 }

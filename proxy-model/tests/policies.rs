@@ -198,6 +198,7 @@ fn under_the_policy_local_silence_says_that_others_have_backends() {
     assert_eq!(node.reach("10.244.1.5:1", WEB, TCP, SYN), "10.244.1.7:8080");
 }
 
+/// ITP-02.
 #[test]
 fn host_network_endpoints_are_local_too() {
     let node = node(&local(), &["192.168.0.1!", "192.168.0.2"]);

@@ -111,12 +111,14 @@ fn chosen(slices: &[Slice]) -> Vec<String> {
     members(&sets, Set::Cluster)
 }
 
+/// SEL-02, SEL-08, COND-01, COND-02.
 #[test]
 fn ready_endpoints_suppress_the_terminating() {
     let slices = [slice(&["10.0.0.1 draining", "10.0.0.2", "10.0.0.3 stopping"])];
     assert_eq!(chosen(&slices), ["10.0.0.2", "10.0.0.3"]);
 }
 
+/// SEL-03, COND-03 to COND-05.
 #[test]
 fn those_that_terminate_and_serve_are_the_last_resort() {
     let slices = [slice(&["10.0.0.1 draining", "10.0.0.2 dead", "10.0.0.3 unready"])];
@@ -124,6 +126,7 @@ fn those_that_terminate_and_serve_are_the_last_resort() {
     assert_eq!(chosen(&[slice(&["10.0.0.3 unready", "10.0.0.2 dead"])]), [""; 0]);
 }
 
+/// EPS-11.
 #[test]
 fn ready_beats_terminating_for_the_same_address_in_either_order() {
     let (a, b) = (slice(&["10.0.0.1"]), slice(&["10.0.0.1 draining"]));
@@ -131,6 +134,7 @@ fn ready_beats_terminating_for_the_same_address_in_either_order() {
     assert_eq!(chosen(&[b, a]), ["10.0.0.1"]);
 }
 
+/// EPS-11.
 #[test]
 fn the_last_record_that_does_not_terminate_wins_and_the_first_that_does() {
     assert_eq!(chosen(&[slice(&["10.0.0.1", "10.0.0.1 unready"])]), [""; 0]);
@@ -335,6 +339,16 @@ fn the_external_policy_needs_something_external() {
         let port = ServicePort { external: Arc::new(external), ..internal(TrafficPolicy::Cluster) };
         assert_eq!(members(&sets(&port), Set::Local), ["10.0.0.0"]);
     }
+}
+
+/// SEL-07.
+#[test]
+fn who_is_in_both_sets_is_one_backend() {
+    let port = external(TrafficPolicy::Local, TrafficPolicy::Local);
+    let sets = sets_of(&port, &[slice(&["10.0.0.0 local", "10.0.0.1"])]);
+    let flags: Vec<BackendFlags> = sets.backends.values().copied().collect();
+    let live = BackendFlags::LIVE.with(BackendFlags::CLUSTER_SET);
+    assert_eq!(flags, [live.with(BackendFlags::LOCAL).with(BackendFlags::LOCAL_SET), live]);
 }
 
 /// CT-03, CT-11.
