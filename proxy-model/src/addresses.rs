@@ -150,9 +150,10 @@ impl AddressBook {
             Some(node) => node.get(&address).copied().unwrap_or_default(),
             None => AddressFlags(self.flags(address).0 & NODE_BITS),
         };
-        let cluster = match self.cluster_ips.contains_key(&address) {
-            true => AddressFlags::CLUSTER_IP,
-            false => AddressFlags::default(),
+        let cluster = if self.cluster_ips.contains_key(&address) {
+            AddressFlags::CLUSTER_IP
+        } else {
+            AddressFlags::default()
         };
         let flags = node.with(cluster);
         self.change(address, filter, now, |rows| {

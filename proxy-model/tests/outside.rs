@@ -47,10 +47,8 @@ fn web(fields: &Value) -> Service {
 
 /// Backends in words: `local` and `remote`, with `-draining` behind it or not.
 fn backends(words: &str) -> EndpointSlice {
-    let addresses = words.split_whitespace().map(|word| match word.starts_with("local") {
-        true => "10.244.1.7!",
-        false => REMOTE,
-    });
+    let address = |word: &str| if word.starts_with("local") { "10.244.1.7!" } else { REMOTE };
+    let addresses = words.split_whitespace().map(address);
     let mut slice = slice("web", &addresses.collect::<Vec<_>>());
     for (endpoint, word) in slice.endpoints.iter_mut().flatten().zip(words.split_whitespace()) {
         if word.ends_with("-draining") {
