@@ -52,7 +52,9 @@ impl Parsed {
 pub(crate) fn parse<P: Packet, I: IpHeader>(packet: &P, at: usize, hook: Hook) -> Option<Content> {
     let network = I::read(packet, at)?;
     let (ports, flags) = match network.protocol {
-        Protocol::TCP | Protocol::UDP | Protocol::SCTP if network.part == Part::Later => {
+        // Its checksum covers all of a datagram, of which a fragment does not show the length. SCTP divides messages itself.
+        Protocol::SCTP if network.part != Part::Whole => return None,
+        Protocol::TCP | Protocol::UDP if network.part == Part::Later => {
             (Ports::default(), TcpFlags::default())
         }
         Protocol::TCP => {

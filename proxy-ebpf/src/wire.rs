@@ -96,7 +96,7 @@ pub(crate) struct UdpView {
     pub(crate) check: u16,
 }
 
-/// SCTP common header, and the type of the first chunk (RFC 9260 3).
+/// SCTP common header, and that of the first chunk (RFC 9260 3).
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C, packed(2))]
 pub(crate) struct SctpView {
@@ -106,6 +106,7 @@ pub(crate) struct SctpView {
     _check: [u16; 2],
     chunk: u8,
     _flags: u8,
+    _length: Be16,
 }
 
 impl SctpView {
@@ -386,8 +387,8 @@ impl IpHeader for Ipv4 {
 pub(crate) enum Ipv6 {}
 
 impl Ipv6 {
-    /// More than any sane packet has; the verifier walks each of them.
-    const MAX_EXTENSIONS: usize = 4;
+    /// As many as a sane packet has; the verifier walks each number of them to the end.
+    const MAX_EXTENSIONS: usize = 2;
     const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
     const ROUTING: u8 = IpProto::Ipv6Route as u8;
     const DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crc::{CRC_32_ISCSI, Crc};
 use network_types::{
     eth::{EthHdr, EtherType},
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
@@ -30,7 +31,14 @@ pub enum Transport {
     Udp,
     /// UDP without a checksum, which IPv4 allows.
     UdpUnchecked,
+    /// SCTP, whose first chunk is of this type.
+    Sctp(u8),
 }
+
+/// Length of SCTP's common header.
+const SCTP_HEADER: usize = 12;
+/// Length of a chunk's header.
+const SCTP_CHUNK: usize = 4;
 
 /// An Ethernet frame with one IPv4 or IPv6 packet.
 #[derive(Clone, Debug)]
@@ -55,9 +63,10 @@ pub enum Options {
     None,
     /// IPv4: four no-operation options (RFC 791). IPv6: a destination options header of padding (RFC 8200).
     Padding,
-    /// IPv4: the first fragment of several. IPv6: not built.
-    FirstFragment,
 }
+
+/// Identification of the datagram that [`Frame::fragments`] takes apart.
+const DATAGRAM: u32 = 0x0bad_cafe;
 
 impl Frame {
     /// A frame with 64 bytes of payload.
@@ -132,21 +141,60 @@ impl Frame {
     #[must_use]
     pub fn headers(&self) -> Vec<u8> {
         let mut bytes = self.bytes();
-        bytes.truncate(bytes.len() - self.payload.len());
+        let chunk = if matches!(self.transport, Transport::Sctp(_)) { SCTP_CHUNK } else { 0 };
+        bytes.truncate(bytes.len() - self.payload.len() - chunk);
         bytes.split_off(EthHdr::LEN)
+    }
+
+    /// The frame in two fragments (RFC 791 3.2, RFC 8200 4.5), the first with `length` bytes, in multiples of 8, behind the
+    /// network header.
+    ///
+    /// # Panics
+    ///
+    /// If the packet has options or is shorter.
+    #[must_use]
+    pub fn fragments(&self, length: usize) -> [Vec<u8>; 2] {
+        assert_eq!(self.options, Options::None);
+        let whole = self.bytes();
+        let v4 = self.source.is_ipv4();
+        let (headers, behind) = whole.split_at(EthHdr::LEN + if v4 { Ipv4Hdr::LEN } else { Ipv6Hdr::LEN });
+        let (first, second) = behind.split_at(length);
+        [(first, 0, true), (second, length, false)].map(|(part, offset, more)| {
+            let mut bytes = headers.to_vec();
+            let network = EthHdr::LEN;
+            if v4 {
+                let position = u16::try_from(offset / 8).unwrap_or(u16::MAX) | u16::from(more) << 13;
+                bytes[network + 2..network + 4].copy_from_slice(&be16(Ipv4Hdr::LEN + part.len()));
+                bytes[network + 4..network + 6].copy_from_slice(&DATAGRAM.to_be_bytes()[..2]);
+                bytes[network + 6..network + 8].copy_from_slice(&position.to_be_bytes());
+                bytes[network + 10..network + 12].fill(0);
+                let check = checksum(&bytes[network..]);
+                bytes[network + 10..network + 12].copy_from_slice(&check.to_be_bytes());
+            } else {
+                let position = u16::try_from(offset).unwrap_or(u16::MAX) | u16::from(more);
+                bytes[network + 4..network + 6].copy_from_slice(&be16(8 + part.len()));
+                bytes[network + 6] = IpProto::Ipv6Frag as u8;
+                bytes.extend([self.protocol(), 0]);
+                bytes.extend(position.to_be_bytes());
+                bytes.extend(DATAGRAM.to_be_bytes());
+            }
+            bytes.extend(part);
+            bytes
+        })
     }
 
     fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Tcp(_) => IpProto::Tcp as u8,
             Transport::Udp | Transport::UdpUnchecked => IpProto::Udp as u8,
+            Transport::Sctp(_) => IpProto::Sctp as u8,
         }
     }
 
     fn ipv4(&self, source: [u8; 4], destination: [u8; 4], behind: usize) -> Vec<u8> {
         let options = if self.options == Options::Padding { vec![1; 4] } else { Vec::new() };
         let length = Ipv4Hdr::LEN + options.len();
-        let fragment: u16 = if self.options == Options::FirstFragment { 0x2000 } else { 0x4000 };
+        let fragment: u16 = 0x4000;
         let mut header = vec![if options.is_empty() { 0x45 } else { 0x46 }, 0];
         header.extend(be16(length + behind));
         header.extend([0x12, 0x34]);
@@ -191,6 +239,16 @@ impl Frame {
                 bytes.extend(be16(UdpHdr::LEN + self.payload.len()));
                 bytes.extend([0, 0]);
                 6
+            }
+            Transport::Sctp(chunk) => {
+                bytes.extend([0, 0, 0, 1, 0, 0, 0, 0]);
+                debug_assert_eq!(bytes.len(), SCTP_HEADER);
+                bytes.extend([chunk, 0]);
+                bytes.extend(be16(SCTP_CHUNK + self.payload.len()));
+                bytes.extend(&self.payload);
+                let check = Crc::<u32>::new(&CRC_32_ISCSI).checksum(&bytes);
+                bytes[8..12].copy_from_slice(&check.to_le_bytes());
+                return bytes;
             }
         };
         bytes.extend(&self.payload);

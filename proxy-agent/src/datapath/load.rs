@@ -42,6 +42,9 @@ pub enum Program {
 }
 
 impl Program {
+    /// Those that every node runs. The others are loaded when a device wants them: the verifier takes its time.
+    const EVERYWHERE: [Self; 3] = [Self::Ingress, Self::Egress, Self::Clock];
+
     /// Every program.
     pub const ALL: [Self; 5] = [Self::Ingress, Self::Egress, Self::IngressL3, Self::EgressL3, Self::Clock];
 
@@ -100,14 +103,19 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// A loaded program.
+    /// A program, loaded by now.
     pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, LoadError> {
-        find(&mut self.ebpf, program)
+        let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
+        let found = find(&mut self.ebpf, program)?;
+        if found.fd().is_err() {
+            found.load().map_err(refused)?;
+        }
+        Ok(found)
     }
 
     /// The kernel's time, which flow entries are stamped with.
     pub fn now(&mut self) -> Result<Ticks, LoadError> {
-        Ok(clock::now(find(&mut self.ebpf, Program::Clock)?)?)
+        Ok(clock::now(self.program(Program::Clock)?)?)
     }
 
     /// What the programs log, if this object's do.
@@ -116,7 +124,7 @@ impl Datapath {
     }
 }
 
-/// Creates or adopts the maps below `pins` and loads the programs. Nothing is attached; when this fails,
+/// Creates or adopts the maps below `pins` and loads the programs that every node runs. Nothing is attached; when this fails,
 /// whatever was attached before goes on as it was.
 pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     preflight::check()?;
@@ -132,14 +140,14 @@ pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     // Before the programs are loaded, while the object still owns the map of the log.
     let logger = EbpfLogger::init(&mut ebpf).ok();
     check.expect_complete(&ebpf)?;
-    for program in Program::ALL {
-        let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
-        find(&mut ebpf, program)?.load().map_err(refused)?;
+    let mut datapath = Datapath { ebpf, logger };
+    for program in Program::EVERYWHERE {
+        datapath.program(program)?;
     }
-    let hz = clock::rate(find(&mut ebpf, Program::Clock)?)?;
+    let hz = clock::rate(datapath.program(Program::Clock)?)?;
     tracing::debug!(hz, "kernel clock");
     settle(pins, hz)?;
-    Ok(Datapath { ebpf, logger })
+    Ok(datapath)
 }
 
 /// Leaves the settings of an earlier run in force until somebody has better ones. On first start there are none, and

@@ -32,14 +32,14 @@ pub(crate) struct Case {
     pub(crate) stranger: SocketAddr,
 }
 
-/// Runs a test for IPv4 and IPv6, each with TCP and UDP; skips it, and says so, where programs cannot be loaded.
+/// Runs a test for IPv4 and IPv6, each with TCP, UDP and SCTP; skips it, and says so, where programs cannot be loaded.
 pub(crate) fn for_each(test: impl Fn(&mut Case) -> Result<()>) {
     if let Err(reason) = harness::requirements() {
         harness::skipped(&reason);
         return;
     }
     for v6 in [false, true] {
-        for protocol in [Protocol::TCP, Protocol::UDP] {
+        for protocol in [Protocol::TCP, Protocol::UDP, Protocol::SCTP] {
             let mut case = Case::new(v6, protocol).unwrap_or_else(|error| panic!("{error:?}"));
             if let Err(error) = test(&mut case) {
                 panic!("IPv{} {protocol:?}: {error:?}", if v6 { 6 } else { 4 });
@@ -77,7 +77,11 @@ impl Case {
 
     /// A packet with TCP flags, if it is TCP.
     pub(crate) fn frame(&self, source: SocketAddr, destination: SocketAddr, flags: u8) -> Frame {
-        let transport = if self.protocol == Protocol::TCP { Transport::Tcp(flags) } else { Transport::Udp };
+        let transport = match self.protocol {
+            Protocol::TCP => Transport::Tcp(flags),
+            Protocol::SCTP => Transport::Sctp(chunk(flags)),
+            _ => Transport::Udp,
+        };
         Frame::new(source, destination, transport)
     }
 
@@ -149,6 +153,19 @@ impl Case {
         );
         anyhow::ensure!(self.kernel.drops()? == drops, "drops: {:?} is not {drops:?}", self.kernel.drops()?);
         Ok(result)
+    }
+}
+
+/// The SCTP chunk that comes closest to TCP flags (RFC 9260 3.2).
+fn chunk(flags: u8) -> u8 {
+    const SYN_ACK: u8 = flags::SYN | flags::ACK;
+    match flags {
+        flags::SYN => 1,
+        SYN_ACK => 2,
+        // SHUTDOWN, ABORT, COOKIE ECHO.
+        flags if flags & flags::FIN != 0 => 7,
+        flags if flags & flags::RST != 0 => 6,
+        _ => 10,
     }
 }
 

@@ -22,8 +22,13 @@ fn kinds(case: &Case) -> [(u8, u8); 3] {
 fn quotation(case: &Case, translated: &Frame, original: &Frame) -> Vec<u8> {
     let (mut quoted, untouched) = (translated.headers(), original.headers());
     let network = if case.vip.is_ipv4() { 20 } else { 40 };
-    let at = network + if case.protocol == Protocol::TCP { 16 } else { 6 };
-    quoted[at..at + 2].copy_from_slice(&untouched[at..at + 2]);
+    let check = match case.protocol {
+        Protocol::TCP => 16..18,
+        Protocol::SCTP => 8..12,
+        _ => 6..8,
+    };
+    let check = network + check.start..network + check.end;
+    quoted[check.clone()].copy_from_slice(&untouched[check]);
     quoted
 }
 

@@ -2,10 +2,13 @@
 
 use anyhow::ensure;
 use proxy_agent::datapath::Program;
-use proxy_common::{counters::ServiceCounters, drop::DropReason, tuple::Protocol};
+use proxy_common::{
+    addresses::AddressFlags, counters::ServiceCounters, drop::DropReason, filter::AddressRoles,
+    tuple::Protocol,
+};
 use sluice_tests::{
     kernel::{Action, Output},
-    packets::{Frame, Options, Transport, flags},
+    packets::{Frame, Options, Transport, flags, icmp_error},
 };
 
 use super::bed::{NOTHING, answered, for_each, opened, passed, sent};
@@ -107,16 +110,94 @@ fn options_and_extension_headers_are_stepped_over() {
     });
 }
 
+/// Bytes of the first fragment: the transport header, and some.
+const CUT: usize = 32;
+
+/// NAT-03.
 #[test]
-fn fragments_are_left_alone() {
+fn fragments_follow_the_first_one_both_ways() {
     for_each(|case| {
         case.serve(1)?;
-        if case.vip.is_ipv6() {
+        let request = case.first();
+        let expected = match case.protocol {
+            // Left alone: its checksum covers all of a packet, and it never sends fragments of its own accord.
+            Protocol::SCTP => request.fragments(CUT),
+            _ => request.clone().to(case.backends[0]).fragments(CUT),
+        };
+        for (fragment, expected) in request.fragments(CUT).into_iter().zip(expected) {
+            let out = case.kernel.run(Program::Ingress, &fragment)?;
+            ensure!(out == Output { action: Action::Next, frame: expected }, "{out:02x?}");
+        }
+        let reply = case.frame(case.backends[0], case.client, flags::SYN | flags::ACK);
+        let expected = match case.protocol {
+            Protocol::SCTP => reply.fragments(CUT),
+            _ => reply.clone().from(case.vip).fragments(CUT),
+        };
+        for (fragment, expected) in reply.fragments(CUT).into_iter().zip(expected) {
+            let out = case.kernel.run(Program::Egress, &fragment)?;
+            ensure!(out == Output { action: Action::Next, frame: expected }, "{out:02x?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_fragment_that_overtakes_the_first_one_goes_where_the_last_datagram_went() {
+    for_each(|case| {
+        if case.protocol == Protocol::SCTP {
             return Ok(());
         }
-        let first = Frame { options: Options::FirstFragment, ..case.first() };
-        let out = case.counting(NOTHING, &[], |case| case.ingress(&first))?;
-        ensure!(out == passed(&first), "{out:02x?}");
+        case.serve(1)?;
+        let vip = AddressFlags::CLUSTER_IP;
+        case.kernel.set_address(case.vip, vip, AddressRoles::FRONTEND)?;
+        let request = case.first();
+        let [first, second] = request.fragments(CUT);
+        // Nothing has been seen between these two yet: there is no telling whom it is for.
+        let lost = [(DropReason::OrphanFragment, 1)];
+        let out = case.counting(NOTHING, &lost, |case| case.kernel.run(Program::Ingress, &second))?;
+        ensure!(out.action == Action::Drop, "{out:02x?}");
+        case.kernel.run(Program::Ingress, &first)?;
+        // Another datagram: its identification says so, in the last place where the two differ.
+        let other = |mut fragment: Vec<u8>| {
+            let (at, v4) = if request.source.is_ipv4() { (14 + 4, true) } else { (14 + 40 + 4, false) };
+            fragment[at] ^= 0x40;
+            if v4 {
+                // The identification is a summand of the header's checksum.
+                let check = u16::from_be_bytes([fragment[24], fragment[25]]);
+                let sum = u32::from(!check) + u32::from(!0x0bad_u16) + u32::from(0x0bad_u16 ^ 0x4000);
+                let sum = (sum & 0xffff) + (sum >> 16);
+                let check = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap_or_default();
+                fragment[24..26].copy_from_slice(&check.to_be_bytes());
+            }
+            fragment
+        };
+        let [_, expected] = request.clone().to(case.backends[0]).fragments(CUT);
+        let out = case.kernel.run(Program::Ingress, &other(second))?;
+        ensure!(out == Output { action: Action::Next, frame: other(expected) }, "{out:02x?}");
+        Ok(())
+    });
+}
+
+/// CIP-03, as nftables mode has it.
+#[test]
+fn unknown_ports_and_pings_of_a_cluster_ip_are_refused() {
+    for_each(|case| {
+        case.serve(1)?;
+        case.kernel.set_address(case.vip, AddressFlags::CLUSTER_IP, AddressRoles::FRONTEND)?;
+        let mut unknown = case.vip;
+        unknown.set_port(81);
+        let frame = case.frame(case.client, unknown, flags::SYN);
+        let counted = [(DropReason::UnknownPort, 1)];
+        let out = case.counting(NOTHING, &counted, |case| case.ingress(&frame))?;
+        ensure!(out == Output { action: Action::Redirect, frame: frame.refusal() }, "{out:02x?}");
+        let (request, error) = if case.vip.is_ipv4() { (8, (3, 3)) } else { (128, (1, 4)) };
+        let ping = icmp_error(case.client.ip(), case.vip.ip(), request, 0, b"0123456789abcdef");
+        let out = case.kernel.run(Program::Ingress, &ping)?;
+        let quoted = &ping[14..][..if case.vip.is_ipv4() { 28 } else { 48 }];
+        let mut answer = icmp_error(case.vip.ip(), case.client.ip(), error.0, error.1, quoted);
+        let (destination, rest) = answer.split_at_mut(6);
+        destination.swap_with_slice(&mut rest[..6]);
+        ensure!(out == Output { action: Action::Redirect, frame: answer }, "{out:02x?}");
         Ok(())
     });
 }
