@@ -162,7 +162,7 @@ impl SourcePorts {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "less than the number of ports")]
     pub const fn choose(&self, random: u32) -> u16 {
-        let at = (random as u64 * self.total as u64 >> 32) as u32;
+        let at = ((random as u64 * self.total as u64) >> 32) as u32;
         let [a, b, c] = self.ranges;
         // Without branches: the programs ask in a loop, and the verifier would follow each way through it.
         let beyond_a = (at >= a.count as u32) as u32;
@@ -262,7 +262,7 @@ mod tests {
             assert_eq!(ports.is_empty(), expected.is_empty());
             let total = u64::from(ports.len());
             let chosen: BTreeSet<u16> =
-                (0..total).map(|n| ports.choose(((n << 32).div_ceil(total)) as u32)).collect();
+                (0..total).map(|n| ports.choose(u32::try_from((n << 32).div_ceil(total)).unwrap())).collect();
             assert_eq!(chosen, expected, "{taken:?}");
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     endian::Be16,
     filter::AddressRoles,
     flow::{Direction, FlowFlags, FlowState, TcpFlags},
-    tuple::{Endpoint, FlowKey, Hook},
+    tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
 pub use remember::{First, Found, reserve};
@@ -111,6 +111,10 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
     };
     if !masquerade {
         return Verdict::Pass;
+    }
+    // A connection that got no port when it began does not get one when it is given up.
+    if packet.key.protocol != Protocol::UDP && !packet.flags.opens() {
+        return Verdict::Drop(DropReason::NoSourcePort);
     }
     match remember::masquerade(tables, packet, mode) {
         Some(reason) => Verdict::Drop(reason),

@@ -6,6 +6,7 @@ mod commit;
 mod common;
 mod external;
 mod flow;
+mod journeys;
 mod outside;
 mod policies;
 mod property;
