@@ -1,9 +1,16 @@
 //! What the agent's commands say, as far as tests care.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use anyhow::{Context as _, Result, anyhow};
-use proxy_common::drop::DropReason;
+use proxy_agent::{
+    datapath::{PerCpuTable, Pins, Program, pinned_hooks},
+    devices::{Ifindex, name_of},
+};
+use proxy_common::{drop::DropReason, tables::Drops};
 
 use crate::{
     agent::{Agent, Mark},
@@ -39,7 +46,6 @@ mod shape {
 
     #[derive(Deserialize)]
     pub(super) struct Device {
-        pub(super) index: u32,
         pub(super) name: Option<String>,
         pub(super) ingress: Option<u32>,
         pub(super) egress: Option<u32>,
@@ -92,30 +98,48 @@ impl Agent {
         Ok(all.services.into_iter().flat_map(|service| service.frontends).map(served).collect())
     }
 
-    /// The devices that have both programs, by name.
+    /// The devices that have both programs, by name, as their links are pinned.
     ///
     /// # Errors
     ///
-    /// If `sluice status` says nothing or something unknown, or knows devices that are not there.
+    /// If they cannot be read.
     pub fn attached(&self) -> Result<BTreeSet<String>> {
-        let whole =
-            self.status()?.devices.into_iter().filter(|row| row.ingress.is_some() && row.egress.is_some());
-        Ok(whole.map(|row| row.name.unwrap_or_else(|| format!("index {}", row.index))).collect())
-    }
-
-    fn status(&self) -> Result<shape::Status> {
-        let text = self.ask(&["status", "-o", "json"])?;
-        serde_json::from_str(&text).with_context(|| format!("the answer of sluice status:\n{text}"))
+        self.namespace().run(|| {
+            let hooks = pinned_hooks(&Pins::new(self.bpffs()))?;
+            let has = |device: Ifindex, program| {
+                hooks.iter().any(|hook| (hook.device, hook.program) == (device, program))
+            };
+            let whole = hooks
+                .iter()
+                .map(|hook| hook.device)
+                .filter(|&device| has(device, Program::Ingress) && has(device, Program::Egress));
+            Ok(whole.map(|device| name_of(device).unwrap_or_else(|| format!("index {}", device.0))).collect())
+        })
     }
 
     /// How many packets the kernel has dropped for a reason.
     ///
     /// # Errors
     ///
-    /// If `sluice status` does not say.
+    /// If its table cannot be read.
     pub fn drops(&self, reason: DropReason) -> Result<u64> {
-        let drops = self.status()?.drops;
-        drops.get(reason.as_str()).copied().with_context(|| format!("no {reason:?} in {drops:?}"))
+        self.namespace().run(|| {
+            let table = PerCpuTable::<Drops>::open(&Pins::new(self.bpffs()))?;
+            Ok(table.get(reason as u32)?.iter().sum())
+        })
+    }
+
+    /// What `sluice status` says of devices with both programs, and of drops by their reasons.
+    ///
+    /// # Errors
+    ///
+    /// If it says nothing, or something unknown.
+    pub fn status(&self) -> Result<(BTreeSet<String>, BTreeMap<String, u64>)> {
+        let text = self.ask(&["status", "-o", "json"])?;
+        let status: shape::Status =
+            serde_json::from_str(&text).with_context(|| format!("the answer of sluice status:\n{text}"))?;
+        let whole = status.devices.into_iter().filter(|row| row.ingress.is_some() && row.egress.is_some());
+        Ok((whole.filter_map(|row| row.name).collect(), status.drops))
     }
 
     /// Waits until the kernel has put a mark into effect, and so everything that was told before.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use proxy_common::drop::DropReason;
 use sluice_tests::{
     agent::Agent,
@@ -162,7 +162,7 @@ pub(crate) fn expect_dropped(client: &Machine, to: Ends, agent: &Agent, reason: 
                 other => bail!("TCP to {to}: {other:?}"),
             }
         })?;
-        wait_for_drop(agent, reason, before, to)?;
+        wait_for_drop(agent, reason, before).with_context(|| format!("TCP to {to}"))?;
         let error = stream.take_error()?;
         ensure!(error.is_none(), "TCP to {to} was answered: {error:?}");
         ensure!(stream.peer_addr().is_err(), "TCP to {to} is connected");
@@ -172,7 +172,7 @@ pub(crate) fn expect_dropped(client: &Machine, to: Ends, agent: &Agent, reason: 
         let socket = from.run(|| Ok(UdpSocket::bind(own)?))?;
         socket.connect(to)?;
         socket.send(b"anybody there?")?;
-        wait_for_drop(agent, reason, before, to)?;
+        wait_for_drop(agent, reason, before).with_context(|| format!("UDP to {to}"))?;
         socket.set_nonblocking(true)?;
         let answer = socket.recv(&mut [0; 64]);
         let none = answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
@@ -181,9 +181,10 @@ pub(crate) fn expect_dropped(client: &Machine, to: Ends, agent: &Agent, reason: 
     Ok(())
 }
 
-fn wait_for_drop(agent: &Agent, reason: DropReason, before: u64, to: SocketAddr) -> Result<()> {
-    let what = format!("{} drops what is for {to}: {}", agent.node(), reason.as_str());
-    wait_until(&what, || Ok((agent.drops(reason)? > before).then_some(())))
+fn wait_for_drop(agent: &Agent, reason: DropReason, before: u64) -> Result<()> {
+    let what = format!("{} drops a packet: {}", agent.node(), reason.as_str());
+    let dropped = wait_until(&what, || Ok((agent.drops(reason)? > before).then_some(())));
+    dropped.map_err(|error| anyhow!("{error:#}; {:?}, {:#?}", agent.status(), agent.services()))
 }
 
 /// A datagram on its way to `to`, and the connected socket that hears what becomes of it.

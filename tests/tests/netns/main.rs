@@ -4,7 +4,8 @@
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) and in pieces
 //! ([`fragments`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
-//! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and does the demo tell the truth ([`demo`])?
+//! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
+//! ([`demo`], [`status`])?
 
 mod demo;
 mod devices;
@@ -25,6 +26,7 @@ mod sctp;
 mod shapes;
 mod source;
 mod spread;
+mod status;
 mod udp;
 mod unknown;
 mod upstream;

@@ -5,7 +5,7 @@ use proxy_common::drop::DropReason;
 use sluice_tests::{
     harness::{Setup, with_agents},
     service::{Condition, Member, PORT, Service, TARGET_PORT},
-    topology::{Addresses, Ends, Pod},
+    topology::{Addresses, Ends, Pod, PodNetwork, Shape},
     traffic::Server,
 };
 
@@ -147,15 +147,20 @@ fn external_local_treats_pods_like_clients_outside_if_it_cannot_tell_them() {
     });
 }
 
-/// DLOC-03, DLOC-04.
+/// DLOC-03, DLOC-04. A pod behind a bridge comes from the bridge.
 #[test]
 fn pods_are_known_by_the_devices_that_they_come_from() {
-    let ways: [&[&str]; 2] = [
-        &["--detect-local-mode", "BridgeInterface", "--pod-bridge-interface", "cni0"],
-        &["--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", "veth"],
+    let bridge = ["--detect-local-mode", "BridgeInterface", "--pod-bridge-interface", "cni0"];
+    let prefix =
+        |prefix| ["--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", prefix];
+    let ways = [
+        (PodNetwork::Bridge, bridge),
+        (PodNetwork::Bridge, prefix("cni")),
+        (PodNetwork::Routed, prefix("veth")),
     ];
-    for way in ways {
-        Setup::new(2).telling(way).run(|cluster, agents| {
+    for (pods, way) in ways {
+        let shape = Shape { pods, ..Shape::default() };
+        Setup::new(2).shaped(shape).telling(&way).run(|cluster, agents| {
             let pod = cluster.nodes[0].add_pod("pod")?;
             let far = Backend::on(&cluster.nodes[1], "far")?;
             let service =
