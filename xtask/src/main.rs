@@ -50,6 +50,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { level, arguments } => test::test(level, &arguments),
         Command::Check => check::check(),
         Command::Bench { what: Bench::Program { arguments } } => match run::bench_program(&arguments)? {},
+        Command::Bench { what: Bench::Model } => match run::bench_model()? {},
     }
 }
 
@@ -101,6 +102,8 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// What a change costs the agent before it writes: 10,000 Services of 2 endpoints, 1,000 of 250
+    Model,
 }
 
 #[derive(Args)]

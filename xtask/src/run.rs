@@ -24,6 +24,19 @@ pub(crate) fn bench_program(arguments: &[OsString]) -> Result<Infallible> {
     )
 }
 
+/// Becomes the benchmark of the model, which needs no kernel.
+pub(crate) fn bench_model() -> Result<Infallible> {
+    become_program(cargo().args([
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "proxy-model",
+        "--example",
+        "scale",
+    ]))
+}
+
 /// Replaces this process, as `cargo run` in turn does: Ctrl-C and the exit code then need no forwarding.
 fn become_program(command: &mut Command) -> Result<Infallible> {
     Err(command.exec()).with_context(|| format!("cannot start {}", describe(command)))
