@@ -209,20 +209,20 @@ impl Tables for Maps {
     #[inline(always)]
     fn address(&self, address: Addr) -> AddressFlags {
         // SAFETY: copied out at once, one word.
-        unsafe { ADDRESSES.get(&address) }.copied().unwrap_or_default()
+        unsafe { ADDRESSES.get(address) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]
     fn device(&self, ifindex: u32) -> Option<Device> {
         // SAFETY: copied out at once. Rows are written before a device's programs run and rarely changed; one that is
         // replaced meanwhile may mix two of its own states.
-        unsafe { DEVICES.get(&ifindex) }.copied()
+        unsafe { DEVICES.get(ifindex) }.copied()
     }
 
     #[inline(always)]
     fn admits(&self, service: ServiceId, source: Addr) -> bool {
         let SourceRange { prefix_length, data } = SourceRange::of(service, source);
-        SOURCE_RANGES.get(&Prefix::new(prefix_length, data)).is_some()
+        SOURCE_RANGES.get(Prefix::new(prefix_length, data)).is_some()
     }
 
     #[inline(always)]
@@ -239,7 +239,8 @@ impl Tables for Maps {
     #[inline(always)]
     fn other(&self, flow: Flow) -> Option<Flow> {
         // SAFETY: as for the methods of `Flow`. The helper takes a key that lies in a map.
-        FLOWS.get_ptr_mut(unsafe { &(*flow.0).peer }).map(Flow)
+        let peer = unsafe { &(*flow.0).peer };
+        FLOWS.get_ptr_mut(peer).map(Flow)
     }
 
     #[inline(always)]
@@ -322,11 +323,11 @@ impl Tables for Maps {
     fn count_drop(&self, service: ServiceId, reason: DropReason) {
         Self::count(service, |counters| counters.drops += 1);
         let key = ServiceDrop::new(service, reason);
-        if SERVICE_DROPS.get_ptr(&key).is_none() {
+        if SERVICE_DROPS.get_ptr(key).is_none() {
             // Another CPU may be first, with the same zeros.
-            let _there = SERVICE_DROPS.insert(&key, 0, u64::from(BPF_NOEXIST));
+            let _there = SERVICE_DROPS.insert(key, 0, u64::from(BPF_NOEXIST));
         }
-        if let Some(count) = SERVICE_DROPS.get_ptr_mut(&key) {
+        if let Some(count) = SERVICE_DROPS.get_ptr_mut(key) {
             // SAFETY: this CPU's own value; programs do not nest on a CPU at this hook.
             unsafe { *count += 1 };
         }

@@ -4,6 +4,7 @@
 //! reports as "connection refused" at once. The packet itself becomes that answer and leaves by the device that it
 //! came from. A slow path: nothing here is meant to be cheap, but it needs no more memory than the packet has.
 #![expect(unsafe_code, reason = "helpers that aya does not wrap, and a buffer that one of them fills")]
+#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,

@@ -1,5 +1,10 @@
 //! One end of a packet becomes another: address, port, and every checksum over them.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths of packets and headers, and halves of a checksum"
+)]
+
 use proxy_common::{
     checksum::ChecksumDiff,
     endian::Be16,
