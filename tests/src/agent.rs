@@ -40,6 +40,8 @@ pub struct Agent {
     marks: AtomicU16,
     /// Lines of the log that belong to earlier lives.
     lines_before: usize,
+    /// Lines of the log that belong to earlier tests.
+    old_lines: usize,
 }
 
 impl Agent {
@@ -65,6 +67,7 @@ impl Agent {
             child: None,
             marks: AtomicU16::new(0),
             lines_before: 0,
+            old_lines: 0,
         };
         agent.resume()?;
         agent.wait_until_synced()?;
@@ -185,6 +188,12 @@ impl Agent {
         fs::read_to_string(Sandbox::shared()?.view(&self.log)).context("read the agent's log")
     }
 
+    /// What is logged from now on is another test's.
+    pub(crate) fn begin_story(&mut self) -> Result<()> {
+        self.old_lines = self.log()?.lines().count();
+        Ok(())
+    }
+
     /// What `sluice COMMAND` prints about this node, as a person would call it.
     ///
     /// # Errors
@@ -248,7 +257,8 @@ impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = self.log().unwrap_or_else(|error| format!("{error:#}"));
-            println!("--- log of the agent of {}\n{log}---", self.node);
+            let news: Vec<_> = log.lines().skip(self.old_lines).collect();
+            println!("--- log of the agent of {}\n{}\n---", self.node, news.join("\n"));
         }
         if let Some(mut child) = self.child.take() {
             // It may have ended by itself; either way nobody needs it any more.

@@ -1,5 +1,10 @@
 //! An agent on every node of a cluster.
 
+use std::{
+    panic,
+    thread::{self, ScopedJoinHandle},
+};
+
 use anyhow::Result;
 
 use crate::{agent::Agent, service::Service, topology::Cluster};
@@ -18,8 +23,28 @@ impl Deployment {
     ///
     /// If one does not come up.
     pub fn start(cluster: &Cluster, arguments: &[String]) -> Result<Self> {
-        let start = |node| Agent::start(node, arguments);
-        Ok(Self { agents: cluster.nodes.iter().map(start).collect::<Result<_>>()? })
+        let agents = thread::scope(|scope| {
+            let start = |node| scope.spawn(move || Agent::start(node, arguments));
+            let starting: Vec<_> = cluster.nodes.iter().map(start).collect();
+            let started = |thread: ScopedJoinHandle<'_, Result<Agent>>| {
+                thread.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))
+            };
+            starting.into_iter().map(started).collect::<Result<_>>()
+        })?;
+        Ok(Self { agents })
+    }
+
+    /// Has all nodes serve nothing any more, soon.
+    pub(crate) fn forget(&mut self, cluster: &Cluster) -> Result<()> {
+        self.agents.iter().zip(&cluster.nodes).try_for_each(|(agent, node)| {
+            agent.manifests.clear()?;
+            agent.manifests.publish_node(node)
+        })
+    }
+
+    /// What is logged from now on belongs to another story.
+    pub(crate) fn begin_story(&mut self) -> Result<()> {
+        self.agents.iter_mut().try_for_each(Agent::begin_story)
     }
 
     /// Has all nodes serve `service`, on all devices there are, and waits until they do.

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write as _},
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,7 +23,7 @@ pub fn with_cluster(nodes: u8, test: impl FnOnce(&Cluster) -> Result<()>) {
     Setup::new(nodes).run_bare(test);
 }
 
-/// As [`with_cluster`], with an agent on every node.
+/// As [`with_cluster`], with an agent on every node; both may have served other tests before.
 ///
 /// # Panics
 ///
@@ -32,18 +33,31 @@ pub fn with_agents(nodes: u8, test: impl FnOnce(&Cluster, &mut Deployment) -> Re
 }
 
 /// What a test needs, if that is not the ordinary.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
     nodes: u8,
     shape: Shape,
     arguments: Vec<String>,
+    alone: bool,
 }
+
+/// A cluster with its agents. Fields are dropped in order: agents before the nodes they run on.
+struct Bed {
+    agents: Deployment,
+    cluster: Cluster,
+}
+
+/// Beds that wait for another test: loading and verifying the programs takes longer than most tests.
+static IDLE: Mutex<Vec<(Setup, Bed)>> = Mutex::new(Vec::new());
+
+/// How many pods a node may have had. Their addresses are not used again.
+const MANY_PODS: u8 = 150;
 
 impl Setup {
     /// So many ordinary nodes, with agents that are told nothing special.
     #[must_use]
     pub fn new(nodes: u8) -> Self {
-        Self { nodes, shape: Shape::default(), arguments: Vec::new() }
+        Self { nodes, shape: Shape::default(), arguments: Vec::new(), alone: false }
     }
 
     /// With a cluster of that shape.
@@ -60,21 +74,45 @@ impl Setup {
         self
     }
 
+    /// With a bed that no other test has used or will use: for tests that do more to it than add pods and services.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
     /// Runs a test with agents.
     ///
     /// # Panics
     ///
     /// If the test fails, or an agent does not come up.
     pub fn run(self, test: impl FnOnce(&Cluster, &mut Deployment) -> Result<()>) {
-        let arguments = self.arguments.clone();
-        self.run_bare(|cluster| {
-            let mut agents = Deployment::start(cluster, &arguments)?;
-            if let Err(error) = test(cluster, &mut agents) {
-                // Here and not above: dropped while panicking, the agents print their logs.
-                panic!("{error:#}");
-            }
-            Ok(())
-        });
+        if !self.can_run() {
+            return;
+        }
+        let mut bed = self.bed().unwrap_or_else(|error| panic!("{error:#}"));
+        // Dropped while panicking, the agents print their logs: here, or where the test itself panics.
+        if let Err(error) = test(&bed.cluster, &mut bed.agents) {
+            panic!("{error:#}");
+        }
+        let used_up = bed.cluster.nodes.iter().any(|node| node.pods_made() > MANY_PODS);
+        if !self.alone && !used_up {
+            bed.agents.forget(&bed.cluster).unwrap_or_else(|error| panic!("{error:#}"));
+            idle().push((self, bed));
+        }
+    }
+
+    /// One that waits, or a new one.
+    fn bed(&self) -> Result<Bed> {
+        let mut idle = idle();
+        if let Some(at) = idle.iter().position(|(setup, _)| setup == self) {
+            let (_, mut bed) = idle.swap_remove(at);
+            bed.agents.begin_story()?;
+            return Ok(bed);
+        }
+        drop(idle);
+        let cluster = Cluster::shaped(self.nodes, self.shape)?;
+        Ok(Bed { agents: Deployment::start(&cluster, &self.arguments)?, cluster })
     }
 
     /// Runs a test without agents.
@@ -83,17 +121,26 @@ impl Setup {
     ///
     /// If the test fails.
     pub fn run_bare(self, test: impl FnOnce(&Cluster) -> Result<()>) {
-        if let Err(reason) = requirements() {
-            return skipped(&reason);
-        }
-        if let Err(reason) = self.shape.requirements() {
-            return unsupported(&reason);
+        if !self.can_run() {
+            return;
         }
         let cluster = Cluster::shaped(self.nodes, self.shape).unwrap_or_else(|error| panic!("{error:#}"));
         if let Err(error) = test(&cluster) {
             panic!("{error:#}");
         }
     }
+
+    /// Whether this machine can do it; says why if not.
+    fn can_run(&self) -> bool {
+        let unable = requirements().map_err(|reason| skipped(&reason)).is_err()
+            || self.shape.requirements().map_err(|reason| unsupported(&reason)).is_err();
+        !unable
+    }
+}
+
+/// A test that panicked had its bed with it, so what is left is whole.
+fn idle() -> MutexGuard<'static, Vec<(Setup, Bed)>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Set where every test must run: a machine that lost a privilege must not pass by skipping.

@@ -76,6 +76,15 @@ impl ManifestDirectory {
         }
     }
 
+    /// Removes all manifests.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let list = || format!("list {}", self.inside.display());
+        for entry in fs::read_dir(&self.outside).with_context(list)? {
+            self.remove(&entry.with_context(list)?.file_name().to_string_lossy())?;
+        }
+        Ok(())
+    }
+
     /// Writes the objects of a service, in one file.
     ///
     /// # Errors

@@ -116,6 +116,12 @@ impl Node {
         Addresses::of_pod(self.number, 1)
     }
 
+    /// How many pods it has ever had.
+    #[must_use]
+    pub fn pods_made(&self) -> u8 {
+        self.pods_made.load(Ordering::Relaxed)
+    }
+
     fn add_bridge(&self) -> Result<()> {
         let gateway = self.gateway();
         // A bridge without an address of its own takes the lowest of its ports', and changes it as they come and go;

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use sluice_tests::{
-    harness::with_agents,
+    harness::Setup,
     service::Service,
     topology::Family,
     traffic::{Connection, Source},
@@ -13,7 +13,7 @@ use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn a_pod_made_after_the_agent_started_is_served() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let service = Service::new("echo", 1).with(&near.pod);
         agents.serve(&service)?;
@@ -27,7 +27,7 @@ fn a_pod_made_after_the_agent_started_is_served() {
 
 #[test]
 fn a_deleted_pod_leaves_no_pin_behind() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let agent = &agents.agents[0];
         let near = Backend::on(node, "near")?;
@@ -48,7 +48,7 @@ fn a_deleted_pod_leaves_no_pin_behind() {
 
 #[test]
 fn a_device_replaced_while_the_agent_was_down_is_attached_and_leaves_no_pin_behind() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
         let service = Service::new("echo", 1).with(&near.pod);
@@ -69,7 +69,7 @@ fn a_device_replaced_while_the_agent_was_down_is_attached_and_leaves_no_pin_behi
 
 #[test]
 fn a_removed_backend_may_take_its_device_with_it() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
         let near = Backend::on(node, "near")?;

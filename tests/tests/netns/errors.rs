@@ -4,7 +4,7 @@ use std::{io, net::UdpSocket, sync::atomic::AtomicU64, time::Duration};
 
 use anyhow::{bail, ensure};
 use sluice_tests::{
-    harness::with_agents,
+    harness::{Setup, with_agents},
     service::Service,
     topology::Family,
     traffic::{Connection, Direction, Source},
@@ -45,7 +45,7 @@ fn a_client_learns_that_the_backends_port_is_closed() {
 
 #[test]
 fn a_sender_adapts_to_a_narrow_path_behind_the_service() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;
         let service = Service::new("echo", 1).with(&far.pod);

@@ -3,6 +3,8 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
+    ops::Range,
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
 
@@ -82,7 +84,8 @@ pub(crate) fn ask_from(
             Heard { own, seen_as: connection.seen_as, backend: connection.backend }
         }
         Protocol::Udp => {
-            let socket = UdpClient::bind_to(from, own)?;
+            let port = if own.port() == 0 { fresh_port() } else { own.port() };
+            let socket = UdpClient::bind_to(from, SocketAddr::new(own.ip(), port))?;
             let answer = socket.ask(to, 1)?;
             ensure!(answer.from == to, "asked {to}, the answer came from {}", answer.from);
             Heard { own: socket.local()?, seen_as: answer.seen_as, backend: answer.backend }
@@ -90,6 +93,15 @@ pub(crate) fn ask_from(
         Protocol::Sctp => bail!("SCTP has no sockets here"),
     };
     Ok(heard)
+}
+
+/// A port that nobody has used lately. The kernel's choice is random: now and then it would continue a flow of a socket
+/// that is gone, which keeps its backend while that serves.
+fn fresh_port() -> u16 {
+    /// Below those that kernels choose themselves, and below NodePorts.
+    const PORTS: Range<u16> = 10_000..30_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % (PORTS.end - PORTS.start)
 }
 
 /// `client` reaches `backend`, which is the only one there is, and is seen as said.
@@ -169,7 +181,7 @@ pub(crate) fn expect_dropped(client: &Machine, to: Ends, agent: &Agent, reason: 
         drop(stream);
 
         let before = agent.drops(reason)?;
-        let socket = from.run(|| Ok(UdpSocket::bind(own)?))?;
+        let socket = from.run(|| Ok(UdpSocket::bind((own.ip(), fresh_port()))?))?;
         socket.connect(to)?;
         socket.send(b"anybody there?")?;
         wait_for_drop(agent, reason, before).with_context(|| format!("UDP to {to}"))?;
@@ -190,7 +202,7 @@ fn wait_for_drop(agent: &Agent, reason: DropReason, before: u64) -> Result<()> {
 /// A datagram on its way to `to`, and the connected socket that hears what becomes of it.
 fn send_and_listen(from: &Namespace, to: SocketAddr) -> Result<UdpSocket> {
     from.run(|| {
-        let socket = UdpSocket::bind((Family::of(to.ip()).unspecified(), 0))?;
+        let socket = UdpSocket::bind((Family::of(to.ip()).unspecified(), fresh_port()))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(to)?;
         socket.send(b"anybody there?")?;

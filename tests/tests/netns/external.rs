@@ -99,7 +99,7 @@ fn an_external_ip_that_no_node_has_is_served_on_every_node() {
 /// XIP-03.
 #[test]
 fn external_ips_are_somebody_elses_if_switched_off() {
-    Setup::new(2).telling(&["--serve-external-ips=false"]).run(|cluster, agents| {
+    Setup::new(2).telling(&["--serve-external-ips=false"]).alone().run(|cluster, agents| {
         let scene = Scene::build(cluster)?;
         let _owner = scene.real_owner()?;
         let service = Service::new("echo", 1)
@@ -135,7 +135,7 @@ fn a_load_balancers_address_is_served_on_every_node() {
 /// LB-02, LB-03, LB-05, LB-06, SP-03.
 #[test]
 fn pods_meet_the_load_balancer_itself_unless_its_address_is_captured() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let scene = Scene::build(cluster)?;
         let _owner = scene.real_owner()?;
         let service = Service::new("echo", 1).with(&scene.near.pod);
@@ -159,7 +159,7 @@ fn pods_meet_the_load_balancer_itself_unless_its_address_is_captured() {
 /// E2E-122, LBSR-01 to LBSR-06, NP-04.
 #[test]
 fn source_ranges_admit_exactly_those_within() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let agent = &agents.agents[0];
         let (one, two) = (node.add_pod("one")?, node.add_pod("two")?);

@@ -11,7 +11,7 @@ use proxy_common::{
     tables::{Flows, Table as _},
 };
 use sluice_tests::{
-    harness::with_agents,
+    harness::Setup,
     service::{Service, TARGET_PORT},
     topology::{Family, Pod},
     traffic::{Chatter, Connection, Datagram, RawSender, Source, connect_raw},
@@ -27,7 +27,7 @@ const FLOWS: u32 = Flows::CAPACITY / 2;
 /// the flood is over the sweep makes room again.
 #[test]
 fn a_flood_of_new_flows_leaves_established_connections_alone() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let agent = &agents.agents[0];
         let (client, attacker, silent) =

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     counters,
     deployment::Deployment,
-    harness::with_agents,
+    harness::Setup,
     netns::Namespace,
     service::Service,
     topology::Family,
@@ -63,7 +63,7 @@ fn new_connections(from: &Namespace, service: &Service) -> Result<()> {
 /// runs.
 #[test]
 fn a_killed_and_restarted_agent_loses_no_transfer_and_no_new_connection() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let from = &client.machine.namespace;
         let near = Backend::on(&cluster.nodes[0], "near")?;
@@ -100,7 +100,7 @@ fn a_killed_and_restarted_agent_loses_no_transfer_and_no_new_connection() {
 
 #[test]
 fn a_terminated_agent_leaves_its_datapath_working() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let from = &client.machine.namespace;
         let near = Backend::on(&cluster.nodes[0], "near")?;
@@ -120,7 +120,7 @@ fn a_terminated_agent_leaves_its_datapath_working() {
 
 #[test]
 fn an_agent_catches_up_with_what_changed_while_it_was_down() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let from = &client.machine.namespace;
         let near = Backend::on(&cluster.nodes[0], "near")?;

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     counters,
+    deployment::Deployment,
     harness::with_agents,
     service::Service,
     topology::{Cluster, Family},
@@ -20,9 +21,7 @@ const GIGABYTE: u64 = 1_000_000_000;
 fn a_gigabyte_each_way_arrives_whole_from_a_backend_on_the_same_node() {
     with_agents(1, |cluster, agents| {
         let near = Backend::on(&cluster.nodes[0], "near")?;
-        let service = Service::new("echo", 1).with(&near.pod);
-        agents.serve(&service)?;
-        transfer(cluster, &service, &near.pod.device)
+        transfer(cluster, agents, &near, &near.pod.device)
     });
 }
 
@@ -30,17 +29,17 @@ fn a_gigabyte_each_way_arrives_whole_from_a_backend_on_the_same_node() {
 fn a_gigabyte_each_way_arrives_whole_from_a_backend_on_the_other_node() {
     with_agents(2, |cluster, agents| {
         let far = Backend::on(&cluster.nodes[1], "far")?;
-        let service = Service::new("echo", 1).with(&far.pod);
-        agents.serve(&service)?;
-        transfer(cluster, &service, "eth0")
+        transfer(cluster, agents, &far, "eth0")
     });
 }
 
 /// A gigabyte each way and family, from a pod on the first node, past `device` of that node, in large segments: with
 /// the offloads of real devices off, a wrong checksum would show at once, but not one that is still to be finished.
-fn transfer(cluster: &Cluster, service: &Service, device: &str) -> Result<()> {
+fn transfer(cluster: &Cluster, agents: &Deployment, backend: &Backend, device: &str) -> Result<()> {
     let node = &cluster.nodes[0];
     let client = node.add_pod("client")?;
+    let service = Service::new("echo", 1).with(&backend.pod);
+    agents.serve(&service)?;
     for family in Family::ALL {
         let to = service.frontend(family);
         let mut connection = Connection::open(&client.machine.namespace, to, Source::AnyPort)?;

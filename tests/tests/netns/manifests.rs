@@ -1,13 +1,13 @@
 //! What people write into manifests.
 
 use anyhow::{Result, ensure};
-use sluice_tests::{agent::Agent, harness::with_agents, service::Service, wait::wait_until};
+use sluice_tests::{agent::Agent, harness::Setup, service::Service, wait::wait_until};
 
 use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn a_broken_manifest_is_named_and_disturbs_no_other() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let agent = &agents.agents[0];
@@ -32,7 +32,7 @@ fn a_broken_manifest_is_named_and_disturbs_no_other() {
 
 #[test]
 fn a_manifest_that_breaks_does_not_take_its_service_away_and_serves_again_when_repaired() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let service = Service::new("echo", 1).with(&near.pod);

@@ -160,7 +160,7 @@ fn a_node_port_without_endpoints_refuses_everybody() {
 /// NP-06. The node's addresses are followed while the agent runs.
 #[test]
 fn an_address_has_the_ports_from_when_the_node_gets_it_until_it_loses_it() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
         agents.serve(&Service::new("echo", 1).with(&near.pod).with_node_port(NODE_PORT))?;
@@ -216,7 +216,7 @@ fn only_addresses_in_the_given_ranges_have_the_ports() {
 /// NP-08.
 #[test]
 fn only_the_primary_addresses_have_the_ports_if_that_is_asked_for() {
-    Setup::new(1).telling(&["--nodeport-addresses", "primary"]).run(|cluster, agents| {
+    Setup::new(1).telling(&["--nodeport-addresses", "primary"]).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
         let second = Addresses::on_fabric(51);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, ensure};
 use sluice_tests::{
-    harness::with_agents,
+    harness::{Setup, with_agents},
     service::{Service, TARGET_PORT},
     topology::{BridgeNetfilter, Family},
     traffic::{Connection, Source, UdpClient},
@@ -14,7 +14,7 @@ use crate::{Backend, expect::expect_all_reach};
 
 #[test]
 fn pod_reaches_a_backend_on_the_same_bridge() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
         let near = Backend::on(node, "near")?;

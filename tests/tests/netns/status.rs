@@ -2,13 +2,13 @@
 
 use anyhow::ensure;
 use proxy_common::drop::DropReason;
-use sluice_tests::{harness::with_agents, service::Service};
+use sluice_tests::{harness::Setup, service::Service};
 
 use crate::expect::expect_refused;
 
 #[test]
 fn status_names_the_devices_and_counts_the_drops_that_there_are() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let agent = &agents.agents[0];
         let service = Service::new("echo", 1);

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use sluice_tests::{
     counters,
-    harness::with_agents,
+    harness::{Setup, with_agents},
     service::{Port, Service, TARGET_PORT},
     topology::{Addresses, Family, SERVICES_V4, SERVICES_V6},
     traffic::{Pong, Protocol, SctpClient, ping},
@@ -86,7 +86,7 @@ fn sctp_to_a_service_without_it_reaches_nobody() {
 /// A packet to a service's address that a node let pass would go to its default gateway, which sends it back.
 #[test]
 fn nothing_travels_in_circles_between_the_node_and_its_gateway() {
-    with_agents(1, |cluster, agents| {
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
         let pod = node.add_pod("pod")?;
