@@ -109,7 +109,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
         }
         Some(_) => Insert::Replace,
     };
-    if !masquerade {
+    if !masquerade || !remember::is_masqueraded(tables, &packet.key) {
         return Verdict::Pass;
     }
     // A connection that got no port when it began does not get one when it is given up.

@@ -16,9 +16,10 @@ use crate::{
 /// IPv6 it may cost a datagram out of four billion.
 const LATEST: u32 = u32::MAX;
 
-/// Learns the ports of a first fragment, or gives a later one its ports. `false` if they are not known.
+/// Learns the ports of a first fragment, if it may be of a service, or gives a later one its ports. `false` if they are not
+/// known.
 #[inline(never)]
-pub(crate) fn complete(parsed: &mut Parsed) -> bool {
+pub(crate) fn complete(parsed: &mut Parsed, masqueraded: bool) -> bool {
     let key = &parsed.packet.key;
     let mut datagram = parsed.datagram();
     if parsed.part == Part::First {
@@ -27,7 +28,7 @@ pub(crate) fn complete(parsed: &mut Parsed) -> bool {
                 Maps.roles(key.destination).intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
             }
             // A masqueraded packet has any source.
-            _ => true,
+            _ => masqueraded || Maps.roles(key.source).contains(AddressRoles::BACKEND),
         };
         if served {
             let ports = Ports { source: key.source_port, destination: key.destination_port };

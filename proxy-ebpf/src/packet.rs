@@ -119,7 +119,7 @@ impl Packet for TcContext {
 /// What the ingress hook says to the egress hook about a packet: give it another source. It travels in `tc_index`, which
 /// nothing else in the kernel has used since the DSMARK scheduler went, which survives cloning, segmentation and
 /// fragmentation, and which costs one load where a table would cost a lookup. Cilium keeps flags in the lower bits, hence
-/// none there. A stray value does no harm beyond a lookup.
+/// none there. A stray value does no harm: only a packet of a flow that wants it gets another source.
 const MASQUERADE: u32 = 0x51c0;
 
 /// What is said about a packet beside its bytes.

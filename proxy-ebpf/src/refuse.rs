@@ -19,7 +19,7 @@ use proxy_common::{
 
 use crate::{
     maps::Maps,
-    packet::Unhurried,
+    packet::{Packet as _, Unhurried},
     parse::Parsed,
     wire::{IpHeader, Part, SCTP_CHECK},
 };
@@ -32,14 +32,18 @@ const LONGEST: usize = WORDS * 4;
 const MACS: usize = 12;
 
 /// How much of a packet without ports is quoted, from its network header on; 0 if it is not refused: it goes to no
-/// ClusterIP, or is a later fragment.
+/// ClusterIP, or nobody may be told (RFC 1122 3.2.2, RFC 4443 2.4) as it is a later fragment or an ICMP error itself.
 #[inline(never)]
 pub(crate) fn unknown<I: IpHeader, const LINK: usize>(ctx: &TcContext) -> usize {
     let Some(header) = I::read(&Unhurried(ctx), LINK) else {
         return 0;
     };
+    let is_error = || Unhurried(ctx).load(header.transport).is_none_or(I::is_error);
+    if header.part == Part::Later || header.protocol == I::ICMP && is_error() {
+        return 0;
+    }
     match lb::without_ports(&Maps, &header.source, &header.destination) {
-        Verdict::Refuse(_) if header.part != Part::Later => header.transport.wrapping_sub(LINK) + UdpHdr::LEN,
+        Verdict::Refuse(_) => header.transport.wrapping_sub(LINK) + UdpHdr::LEN,
         _ => 0,
     }
 }

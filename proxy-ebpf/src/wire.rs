@@ -482,6 +482,11 @@ impl IpHeader for Ipv6 {
                 _ => break,
             }
         }
+        if matches!(protocol, Self::HOP_BY_HOP | Self::ROUTING | Self::DESTINATION_OPTIONS)
+            && part == Part::Whole
+        {
+            return None;
+        }
         Some(Network {
             source: Addr::from_v6_words(zerocopy::transmute!(header.source)),
             destination: Addr::from_v6_words(zerocopy::transmute!(header.destination)),

@@ -258,6 +258,11 @@ fn nothing_else_is_rewritten() {
         assert_eq!(node.enter(from, to, Protocol::TCP, TcpFlags::SYN), Verdict::Pass);
         assert_eq!(node.leave_by(UPLINK, from, to, Protocol::TCP, TcpFlags::SYN, false), Verdict::Pass);
     }
+    // A note from nowhere gives nobody another source.
+    let (pod, peer) = ("10.244.1.5:50000", "10.244.2.1:8080");
+    for flags in [TcpFlags::SYN, TcpFlags::ACK] {
+        assert_eq!(node.leave_by(UPLINK, pod, peer, Protocol::TCP, flags, true), Verdict::Pass);
+    }
     // The node's own connection to that backend.
     let (host, backend) = ("192.0.2.1:40000", "10.244.2.1:8080");
     assert_eq!(node.leave_by(UPLINK, host, backend, Protocol::TCP, TcpFlags::SYN, false), Verdict::Pass);

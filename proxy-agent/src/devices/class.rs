@@ -9,6 +9,8 @@
 //! - Unless the way on goes through it: a route with a gateway, or a default route, in any table. Then it is an uplink: a
 //!   node that is itself a container has a veth to the world. What counts is the whole way out, so the bridge that the
 //!   device is a port of counts for it, and so do VLANs and tunnels on top of it.
+//! - Nor if the device itself has an address in a network of several hosts: that network is a LAN. What leads to one pod has
+//!   no address, or one of its own (`ptp` gives it a /32); the network of a bridge's pods is the bridge's.
 //! - Anything else is an uplink: physical devices, VLANs, bonds, bridges, tunnels. Also those made by tun: a VPN leads to
 //!   peers that other nodes may reach as well, as they do with Tailscale.
 //!
@@ -48,7 +50,9 @@ impl Class {
         let named = |patterns: &[NamePattern]| patterns.iter().any(|pattern| pattern.matches(&device.name));
         let local = !named(&rules.uplinks)
             && (named(&rules.local_clients)
-                || device.kind == DeviceKind::Joint && !leads_on(device.index, all));
+                || device.kind == DeviceKind::Joint
+                    && !leads_on(device.index, all)
+                    && !has_neighbours(device.index, all));
         if local { Self::LocalClients } else { Self::Uplink }
     }
 }
@@ -69,6 +73,11 @@ fn leads_on(index: Ifindex, all: &Inventory) -> bool {
         }
     }
     false
+}
+
+/// Whether a device has a network of its own.
+fn has_neighbours(index: Ifindex, all: &Inventory) -> bool {
+    all.addresses.iter().any(|address| address.device == index && address.has_neighbours())
 }
 
 /// What somebody who knows better says about devices.
@@ -151,7 +160,10 @@ impl fmt::Display for NamePattern {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::inventory::tests::{device, port};
+    use crate::devices::inventory::{
+        Address, Standing,
+        tests::{device, port},
+    };
 
     /// The names of the devices with local clients.
     fn local(devices: &[Device], gateways: &[u32], rules: &ClassRules) -> Vec<String> {
@@ -206,6 +218,40 @@ mod tests {
         ] {
             assert_eq!(local(devices, gateways, &ClassRules::default()), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_device_with_a_network_of_its_own_leads_to_a_lan() {
+        let devices = [
+            device(2, "eth0", DeviceKind::Joint),
+            device(3, "ptp3", DeviceKind::Joint),
+            device(4, "cali4", DeviceKind::Joint),
+            device(5, "cni0", DeviceKind::Bridge),
+            port(6, "veth6", DeviceKind::Joint, 5),
+        ];
+        let address = |device, ip: &str, prefix_length, standing| Address {
+            device: Ifindex(device),
+            ip: ip.parse().unwrap(),
+            prefix_length,
+            standing,
+        };
+        let all = Inventory {
+            devices: devices.to_vec(),
+            addresses: vec![
+                address(2, "192.0.2.1", 24, Standing::Preferred),
+                address(3, "10.244.1.1", 32, Standing::Preferred),
+                address(4, "fe80::1", 64, Standing::LinkLocal),
+                address(5, "10.244.1.1", 24, Standing::Preferred),
+            ],
+            ..Inventory::default()
+        };
+        let class = |device: &Device| Class::of(device, &all, &ClassRules::default());
+        let local: Vec<_> = devices
+            .iter()
+            .filter(|device| class(device) == Class::LocalClients)
+            .map(|device| &device.name[..])
+            .collect();
+        assert_eq!(local, ["ptp3", "cali4", "veth6"]);
     }
 
     #[test]

@@ -59,8 +59,19 @@ pub struct Address {
     pub device: Ifindex,
     /// The address.
     pub ip: IpAddr,
+    /// Bits that it shares with its neighbours on the device; all of them if it has none.
+    pub prefix_length: u8,
     /// What it is good for as a source of packets.
     pub standing: Standing,
+}
+
+impl Address {
+    /// Whether there is a network of hosts behind the device, beyond the link itself.
+    #[must_use]
+    pub const fn has_neighbours(&self) -> bool {
+        let bits = if self.ip.is_ipv4() { 32 } else { 128 };
+        self.prefix_length < bits && matches!(self.standing, Standing::Preferred | Standing::Deprecated)
+    }
 }
 
 /// What an address is good for as a source of packets, best first.

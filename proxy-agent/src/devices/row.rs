@@ -82,6 +82,7 @@ mod tests {
         let address = |device, ip: &str| Address {
             device: Ifindex(device),
             ip: ip.parse().unwrap(),
+            prefix_length: 24,
             standing: Standing::Preferred,
         };
         let addresses = vec![address(2, "192.0.2.2"), address(3, "10.244.1.1")];

@@ -62,7 +62,7 @@ mod tests {
     };
 
     fn address(device: u32, ip: &str, standing: Standing) -> Address {
-        Address { device: Ifindex(device), ip: ip.parse().unwrap(), standing }
+        Address { device: Ifindex(device), ip: ip.parse().unwrap(), prefix_length: 24, standing }
     }
 
     #[test]

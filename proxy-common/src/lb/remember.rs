@@ -51,6 +51,14 @@ pub(super) fn remember<T: Tables>(
     outcome
 }
 
+/// Whether the packet belongs to a flow through a service whose sources are rewritten. The note that it carries may be from
+/// elsewhere: the flow's own way back knows.
+#[inline(never)]
+pub(super) fn is_masqueraded<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    let request = tables.flow(&key.reversed()).and_then(|reply| tables.other(reply));
+    request.is_some_and(|request| request.head().flags.contains(FlowFlags::MASQUERADE))
+}
+
 /// Writes both entries of a flow whose source is rewritten as it leaves the node: to the address of the device that it
 /// leaves by (MASQ-09), from a port that tells its answers from all others.
 #[inline(never)]

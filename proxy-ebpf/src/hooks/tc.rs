@@ -67,7 +67,7 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
         }
         None => return Ok(NEXT),
     };
-    if parsed.part != Part::Whole && !fragment::complete(&mut parsed) {
+    if parsed.part != Part::Whole && !fragment::complete(&mut parsed, ctx.is_masqueraded()) {
         let FlowKey { source, destination, .. } = &parsed.packet.key;
         return match lb::without_ports(&Maps, source, destination) {
             Verdict::Refuse(_) if hook == Hook::INGRESS => Err(DropReason::OrphanFragment),

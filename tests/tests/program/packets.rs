@@ -188,6 +188,7 @@ fn unknown_ports_and_pings_of_a_cluster_ip_are_refused() {
         unknown.set_port(81);
         let frame = case.frame(case.client, unknown, flags::SYN);
         let counted = [(DropReason::UnknownPort, 1)];
+        let counted_twice = [(DropReason::UnknownPort, 2)];
         let out = case.counting(NOTHING, &counted, |case| case.ingress(&frame))?;
         ensure!(out == Output { action: Action::Redirect, frame: frame.refusal() }, "{out:02x?}");
         let (request, error) = if case.vip.is_ipv4() { (8, (3, 3)) } else { (128, (1, 4)) };
@@ -198,6 +199,10 @@ fn unknown_ports_and_pings_of_a_cluster_ip_are_refused() {
         let (destination, rest) = answer.split_at_mut(6);
         destination.swap_with_slice(&mut rest[..6]);
         ensure!(out == Output { action: Action::Redirect, frame: answer }, "{out:02x?}");
+        // An error is never answered by an error.
+        let stray = icmp_error(case.client.ip(), case.vip.ip(), error.0, error.1, quoted);
+        let out = case.counting(NOTHING, &counted_twice, |case| case.kernel.run(Program::Ingress, &stray))?;
+        ensure!(out == Output { action: Action::Next, frame: stray }, "{out:02x?}");
         Ok(())
     });
 }

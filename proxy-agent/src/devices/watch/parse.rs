@@ -86,7 +86,8 @@ pub(super) fn address(message: &AddressMessage) -> Option<Address> {
         _ if flags.contains(AddressFlags::Deprecated) => Standing::Deprecated,
         _ => Standing::Preferred,
     };
-    Some(Address { device: Ifindex(message.header.index), ip, standing })
+    let prefix_length = message.header.prefix_len;
+    Some(Address { device: Ifindex(message.header.index), ip, prefix_length, standing })
 }
 
 /// Where routes lead on.
@@ -256,9 +257,10 @@ mod tests {
             let ip: IpAddr = ip.parse().unwrap();
             let mut message = AddressMessage::default();
             message.header.index = 2;
+            message.header.prefix_len = 24;
             message.header.scope = scope;
             message.attributes = vec![AddressAttribute::Address(ip), AddressAttribute::Flags(flags)];
-            let expected = Address { device: Ifindex(2), ip, standing: expected };
+            let expected = Address { device: Ifindex(2), ip, prefix_length: 24, standing: expected };
             assert_eq!(address(&message), Some(expected), "{scope:?} {flags:?}");
         }
     }
