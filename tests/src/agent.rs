@@ -203,6 +203,20 @@ impl Agent {
         self.namespace.output(Command::new(&self.binary).args(arguments).arg("--bpffs").arg(&self.pins))
     }
 
+    /// Takes its programs off all devices, as somebody might who cleans up too much.
+    ///
+    /// # Errors
+    ///
+    /// If there is nothing to take off, or it cannot be.
+    pub fn detach_all(&self) -> Result<()> {
+        let is_link = |pin: &&PathBuf| pin.parent().is_some_and(|parent| parent.ends_with("links"));
+        let pins = self.pins()?;
+        let links: Vec<_> = pins.iter().filter(is_link).collect();
+        ensure!(!links.is_empty(), "no links among {pins:?}");
+        let root = Sandbox::shared()?.view(&self.pins);
+        links.iter().try_for_each(|link| fs::remove_file(root.join(link)).context("remove a link"))
+    }
+
     /// The directory of its pins, as seen from inside the sandbox.
     #[must_use]
     pub fn bpffs(&self) -> &Path {

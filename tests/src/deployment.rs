@@ -5,7 +5,8 @@ use std::{
     thread::{self, ScopedJoinHandle},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use proxy_common::drop::DropReason;
 
 use crate::{agent::Agent, service::Service, topology::Cluster};
 
@@ -32,6 +33,23 @@ impl Deployment {
             starting.into_iter().map(started).collect::<Result<_>>()
         })?;
         Ok(Self { agents })
+    }
+
+    /// Nothing has happened that never should, whatever a test was about.
+    ///
+    /// # Errors
+    ///
+    /// What has.
+    pub(crate) fn expect_sound(&self) -> Result<()> {
+        for agent in &self.agents {
+            for reason in [DropReason::BrokenTable, DropReason::RewriteFailed] {
+                let count = agent.drops(reason)?;
+                ensure!(count == 0, "{} dropped {count} packets: {}", agent.node(), reason.as_str());
+            }
+            let log = agent.log()?;
+            ensure!(!log.contains("panicked"), "the agent of {} panicked", agent.node());
+        }
+        Ok(())
     }
 
     /// Has all nodes serve nothing any more, soon.

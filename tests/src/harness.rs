@@ -92,7 +92,8 @@ impl Setup {
         }
         let mut bed = self.bed().unwrap_or_else(|error| panic!("{error:#}"));
         // Dropped while panicking, the agents print their logs: here, or where the test itself panics.
-        if let Err(error) = test(&bed.cluster, &mut bed.agents) {
+        let tested = test(&bed.cluster, &mut bed.agents);
+        if let Err(error) = tested.and_then(|()| bed.agents.expect_sound()) {
             panic!("{error:#}");
         }
         let used_up = bed.cluster.nodes.iter().any(|node| node.pods_made() > MANY_PODS);

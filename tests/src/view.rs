@@ -106,13 +106,13 @@ impl Agent {
     pub fn attached(&self) -> Result<BTreeSet<String>> {
         self.namespace().run(|| {
             let hooks = pinned_hooks(&Pins::new(self.bpffs()))?;
-            let has = |device: Ifindex, program| {
-                hooks.iter().any(|hook| (hook.device, hook.program) == (device, program))
+            let has = |device: Ifindex, programs: [Program; 2]| {
+                hooks.iter().any(|hook| hook.device == device && programs.contains(&hook.program))
             };
-            let whole = hooks
-                .iter()
-                .map(|hook| hook.device)
-                .filter(|&device| has(device, Program::Ingress) && has(device, Program::Egress));
+            let whole = hooks.iter().map(|hook| hook.device).filter(|&device| {
+                has(device, [Program::Ingress, Program::IngressL3])
+                    && has(device, [Program::Egress, Program::EgressL3])
+            });
             Ok(whole.map(|device| name_of(device).unwrap_or_else(|| format!("index {}", device.0))).collect())
         })
     }

@@ -1,6 +1,6 @@
 //! What people write into manifests.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use sluice_tests::{agent::Agent, harness::Setup, service::Service, wait::wait_until};
 
 use crate::{Backend, expect::expect_all_reach};
@@ -51,7 +51,5 @@ fn wait_for_log(agent: &Agent, words: &[&str]) -> Result<()> {
     wait_until(&format!("the log names {words:?}"), || {
         let log = agent.log()?;
         Ok(log.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(()))
-    })?;
-    ensure!(!agent.log()?.contains("panicked"), "the agent panicked");
-    Ok(())
+    })
 }

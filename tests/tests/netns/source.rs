@@ -122,6 +122,25 @@ fn masquerade_all_hides_pods_behind_their_node() {
     });
 }
 
+/// Somebody who knows better than the agent who is behind a device says so.
+#[test]
+fn clients_behind_a_device_that_is_called_an_uplink_are_outside() {
+    Setup::new(2).telling(&["--uplink-devices", "veth*"]).run(|cluster, agents| {
+        let node = &cluster.nodes[0];
+        let pod = node.add_pod("pod")?;
+        let near = Backend::on(node, "near")?;
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        for (backend, seen) in [(&near, Seen::Client), (&far, Seen::As(node.addresses))] {
+            let service = Service::new("echo", 1).with(&backend.pod).with_node_port(NODE_PORT);
+            agents.serve(&service)?;
+            for to in [service.vip(), node.addresses.at(NODE_PORT)] {
+                expect_reach(&pod.machine, to, backend.pod.name(), &seen)?;
+            }
+        }
+        Ok(())
+    });
+}
+
 /// NAT-05. One client port, one backend, two services: both connections work at the same time, and the backend can tell
 /// them apart.
 #[test]

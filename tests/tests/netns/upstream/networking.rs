@@ -4,16 +4,17 @@ use std::{
     collections::BTreeSet,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     counters,
-    harness::with_agents,
+    harness::{Setup, with_agents},
     service::{Condition, Member, PORT, Port, Service, TARGET_PORT},
     topology::{Addresses, Ends, Family, Machine},
     traffic::{Connection, Protocol, RawSender, Segment, Server, Source, UdpClient},
-    wait::wait_until,
+    wait::{wait_at_most, wait_until},
 };
 
 use crate::{
@@ -114,6 +115,28 @@ fn e2e_090_endpoints_in_the_nodes_own_network_are_reached() {
             }
         }
         Ok(())
+    });
+}
+
+/// SYNC-06: somebody takes the programs off the devices, and the agent puts them back.
+#[test]
+#[ignore = "not done yet: the agent looks after its links only when devices change"]
+fn e2e_091_programs_that_somebody_removed_come_back() {
+    Setup::new(2).alone().run(|cluster, agents| {
+        let pod = cluster.nodes[0].add_pod("pod")?;
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        let service = Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT);
+        agents.serve(&service)?;
+        expect_all_reach(&pod.machine, &service, "far")?;
+        let agent = &agents.agents[0];
+        let before = agent.attached()?;
+        agent.detach_all()?;
+        wait_at_most(Duration::from_secs(60), "the programs are back", || {
+            Ok((agent.attached()? == before).then_some(()))
+        })?;
+        expect_all_reach(&pod.machine, &service, "far")?;
+        let node = cluster.nodes[0].addresses;
+        expect_reach(&cluster.client, node.at(NODE_PORT), "far", &Seen::As(node))
     });
 }
 
