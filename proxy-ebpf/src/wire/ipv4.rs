@@ -1,0 +1,159 @@
+//! IPv4 (RFC 791).
+#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
+
+use core::mem::offset_of;
+
+use network_types::ip::{IpProto, Ipv4Hdr};
+use proxy_common::{
+    addr::Addr,
+    checksum::{self, ChecksumDiff},
+    endian::Be16,
+    tuple::Protocol,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{Icmp, IpHeader, Network, Part};
+use crate::packet::{NetworkSum, Packet};
+
+/// IPv4 header without options.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, packed(2))]
+pub(super) struct Ipv4View {
+    version_ihl: u8,
+    tos: u8,
+    total_length: Be16,
+    id: Be16,
+    fragment: Be16,
+    ttl: u8,
+    protocol: u8,
+    check: u16,
+    source: [u16; 2],
+    destination: [u16; 2],
+}
+
+/// What precedes a quoted IPv4 packet in "port unreachable" (RFC 792): network header and ICMP header.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv4Unreachable {
+    network: Ipv4View,
+    icmp: Icmp,
+}
+
+const _: () = {
+    assert!(size_of::<Ipv4View>() == Ipv4Hdr::LEN);
+    assert!(offset_of!(Ipv4View, fragment) == offset_of!(Ipv4Hdr, frags));
+    assert!(offset_of!(Ipv4View, protocol) == offset_of!(Ipv4Hdr, proto));
+    assert!(offset_of!(Ipv4View, check) == offset_of!(Ipv4Hdr, check));
+    assert!(offset_of!(Ipv4View, destination) == offset_of!(Ipv4Hdr, dst_addr));
+};
+
+/// IPv4.
+pub(crate) enum Ipv4 {}
+
+impl Ipv4 {
+    /// Fragment offset, and the more-fragments flag (RFC 791 3.1).
+    const OFFSET: Be16 = Be16::from_host(0x1fff);
+    const MORE: Be16 = Be16::from_host(0x2000);
+
+    #[inline(always)]
+    fn store<P: Packet>(packet: &P, at: usize, field: usize, new: Addr, diff: u32) -> Option<()> {
+        let check = at + offset_of!(Ipv4View, check);
+        let wire: [u16; 2] = zerocopy::transmute!(new.v4_wire());
+        packet.store(check, checksum::apply(packet.load(check)?, diff))?;
+        packet.store(at + field, wire)
+    }
+}
+
+impl IpHeader for Ipv4 {
+    const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
+    const ICMP: Protocol = Protocol(IpProto::Icmp as u8);
+    type Unreachable = Ipv4Unreachable;
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792). A redirect quotes too, but speaks to the
+    /// neighbour about its own route.
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    /// The quoted header's checksum makes up for its address.
+    #[inline(always)]
+    fn quotation_diff(diff: ChecksumDiff) -> u32 {
+        diff.payload
+    }
+
+    /// There is no pseudo header.
+    #[inline(always)]
+    fn outer_diff(_: ChecksumDiff) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Unreachable {
+        const DONT_FRAGMENT: Be16 = Be16::from_host(0x4000);
+        const UNREACHABLE: u8 = 3;
+        const PORT: u8 = 3;
+        let total = size_of::<Ipv4Unreachable>() as u16 + length;
+        let [_, _, _, source] = from.words();
+        let [_, _, _, destination] = to.words();
+        let mut network = Ipv4View {
+            version_ihl: 0x45,
+            // Internetwork control (RFC 1812 4.3.2.5).
+            tos: 0xc0,
+            total_length: Be16::from_host(total),
+            id: Be16::from_host(0),
+            fragment: DONT_FRAGMENT,
+            ttl: 64,
+            protocol: IpProto::Icmp as u8,
+            check: 0,
+            source: zerocopy::transmute!(source),
+            destination: zerocopy::transmute!(destination),
+        };
+        let first = u64::from(u16::from_ne_bytes([0x45, 0xc0])) + u64::from(network.total_length.raw());
+        let middle =
+            u64::from(DONT_FRAGMENT.raw()) + u64::from(u16::from_ne_bytes([64, IpProto::Icmp as u8]));
+        network.check = checksum::of(first + middle + u64::from(source) + u64::from(destination));
+        Ipv4Unreachable { network, icmp: Icmp::new(UNREACHABLE, PORT, quoted) }
+    }
+
+    #[inline(always)]
+    fn addresses(header: &[u32]) -> Option<(Addr, Addr)> {
+        let &[_, _, _, source, destination, ..] = header else {
+            return None;
+        };
+        Some((Addr::from_v4_wire(source.to_ne_bytes()), Addr::from_v4_wire(destination.to_ne_bytes())))
+    }
+
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, at: usize) -> Option<Network> {
+        let header: Ipv4View = packet.load(at)?;
+        if header.version_ihl >> 4 != 4 {
+            return None;
+        }
+        let length = usize::from(header.version_ihl & 0x0f) * 4;
+        if length < size_of::<Ipv4View>() {
+            return None;
+        }
+        Some(Network {
+            source: Addr::from_v4_wire(zerocopy::transmute!(header.source)),
+            destination: Addr::from_v4_wire(zerocopy::transmute!(header.destination)),
+            protocol: Protocol(header.protocol),
+            transport: at + length,
+            part: Part::of(
+                header.fragment.raw() & Self::OFFSET.raw(),
+                header.fragment.raw() & Self::MORE.raw() != 0,
+            ),
+            id: u32::from(header.id.raw()),
+        })
+    }
+
+    #[inline(always)]
+    fn set_source<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()> {
+        Self::store(packet, at, offset_of!(Ipv4View, source), new, diff)
+    }
+
+    #[inline(always)]
+    fn set_destination<P: Packet>(packet: &P, at: usize, new: Addr, diff: u32) -> Option<()> {
+        Self::store(packet, at, offset_of!(Ipv4View, destination), new, diff)
+    }
+}
