@@ -7,7 +7,7 @@ use sluice_tests::{
     harness::with_agents,
     service::{Port, Service, TARGET_PORT},
     topology::{Addresses, Ends, Family, Machine, Node, Pod},
-    traffic::{Protocol, SctpClient, SctpServer},
+    traffic::{Protocol, SctpClient, SctpServer, Server},
 };
 
 use crate::expect::{Seen, expect_reach};
@@ -81,7 +81,7 @@ fn one_number_serves_sctp_beside_tcp_and_udp() {
     with_agents(1, |cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let sctp = SctpBackend::on(&cluster.nodes[0], "near")?;
-        let other = sluice_tests::traffic::Server::start(&sctp.pod.machine, TARGET_PORT)?;
+        let other = Server::start(&sctp.pod.machine, TARGET_PORT)?;
         let port = |protocol: Protocol| Port::new(protocol.as_str(), protocol, 80, TARGET_PORT);
         let all = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
         let service = Service::new("echo", 1).with_ports(all.map(port)).with(&sctp.pod);

@@ -1,6 +1,6 @@
 //! Nodes and pods joined in other ways than by bridges and routes.
 
-use std::sync::atomic::AtomicU64;
+use std::{net::SocketAddr, sync::atomic::AtomicU64};
 
 use anyhow::{Context as _, Result};
 use sluice_tests::{
@@ -56,7 +56,7 @@ fn expect_hairpin(cluster: &Cluster, agents: &Deployment) -> Result<()> {
     expect_reach(&own.pod.machine, service.vip(), "itself", &Seen::node(node))
 }
 
-fn expect_transfer(client: &Machine, to: std::net::SocketAddr) -> Result<()> {
+fn expect_transfer(client: &Machine, to: SocketAddr) -> Result<()> {
     let mut connection = Connection::open(&client.namespace, to, Source::AnyPort)?;
     for direction in Direction::ALL {
         connection.transfer(direction, 4 << 20, &AtomicU64::new(0)).with_context(|| format!("with {to}"))?;

@@ -7,6 +7,7 @@ use proxy_common::drop::DropReason;
 use sluice_tests::{
     deployment::Deployment,
     harness::{Setup, with_agents},
+    netns::Namespace,
     service::{PORT, Service},
     topology::{Addresses, Family},
     traffic::{Connection, Protocol, Source, UdpClient},
@@ -167,7 +168,7 @@ fn one_client_port_uses_two_services_in_front_of_one_backend() {
 }
 
 /// Uses both ends at once, from one port, by both protocols.
-fn together(from: &sluice_tests::netns::Namespace, own: SocketAddr, ends: [SocketAddr; 2]) -> Result<()> {
+fn together(from: &Namespace, own: SocketAddr, ends: [SocketAddr; 2]) -> Result<()> {
     let mut connections =
         ends.iter().map(|&to| Connection::open(from, to, Source::At(own))).collect::<Result<Vec<_>>>()?;
     let seen: BTreeSet<_> = connections.iter().map(|connection| connection.seen_as).collect();

@@ -1,12 +1,14 @@
 //! What is no service's on a service's address: refused at once, and nothing travels in circles (CIP-03).
 
 use anyhow::{Result, ensure};
+use proxy_common::drop::DropReason;
 use sluice_tests::{
     counters,
     harness::{Setup, with_agents},
     service::{Port, Service, TARGET_PORT},
     topology::{Addresses, Family, SERVICES_V4, SERVICES_V6},
     traffic::{Pong, Protocol, SctpClient, ping},
+    wait::wait_until,
 };
 
 use crate::{
@@ -70,13 +72,12 @@ fn sctp_to_a_service_without_it_reaches_nobody() {
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let service = Service::new("echo", 1).with(&near.pod);
         agents.serve(&service)?;
-        let dropped =
-            |agent: &sluice_tests::agent::Agent| agent.drops(proxy_common::drop::DropReason::UnknownPort);
+        let agent = &agents.agents[0];
         for family in Family::ALL {
-            let before = dropped(&agents.agents[0])?;
+            let before = agent.drops(DropReason::UnknownPort)?;
             SctpClient::new(&pod.machine.namespace, family, 1000)?.tell(service.frontend(family), 1)?;
-            sluice_tests::wait::wait_until("the INIT is refused", || {
-                Ok((dropped(&agents.agents[0])? > before).then_some(()))
+            wait_until("the INIT is refused", || {
+                Ok((agent.drops(DropReason::UnknownPort)? > before).then_some(()))
             })?;
         }
         Ok(())

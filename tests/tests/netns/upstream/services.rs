@@ -5,13 +5,15 @@ use sluice_tests::{
     deployment::Deployment,
     harness::with_agents,
     service::{Condition, Member, PORT, Port, Service, TARGET_PORT},
-    topology::{Cluster, Pod},
-    traffic::Protocol,
+    topology::{Cluster, Family, Pod},
+    traffic::{Chatter, Connection, Protocol, Source},
 };
 
 use crate::{
     Backend,
-    expect::{Seen, expect_all_reach, expect_reach, expect_refused},
+    expect::{
+        Seen, ask, expect_all_reach, expect_reach, expect_refused, expect_tcp_refused, expect_udp_refused,
+    },
 };
 
 const NODE_PORT: u16 = 30_080;
@@ -140,14 +142,22 @@ fn e2e_008_services_outlive_the_agent_and_new_ones_follow_its_return() {
             expect_reach(&cluster.client, node.at(port), name, seen)
         };
         serves(&before, "far", &Seen::As(node), NODE_PORT)?;
+        // From outside to the other node: translated twice here.
+        let from = &cluster.client.namespace;
+        let open = |family| Connection::open(from, node.at(NODE_PORT).of(family), Source::AnyPort);
+        let talks = Family::ALL.map(|family| open(family).and_then(Chatter::start));
+        let talks: Vec<_> = talks.into_iter().collect::<Result<_>>()?;
         agents.agents.iter_mut().try_for_each(|agent| agent.kill())?;
         serves(&before, "far", &Seen::As(node), NODE_PORT)?;
+        talks.iter().try_for_each(|talk| talk.expect_more(20))?;
         agents.agents.iter_mut().try_for_each(|agent| agent.resume())?;
         agents.agents.iter_mut().try_for_each(|agent| agent.wait_until_synced())?;
         serves(&before, "far", &Seen::As(node), NODE_PORT)?;
         let after = Service::new("after", 2).with(&near.pod).with_node_port(30_081);
         agents.serve(&after)?;
         serves(&after, "near", &Seen::Client, 30_081)?;
+        talks.iter().try_for_each(|talk| talk.expect_more(20))?;
+        talks.into_iter().try_for_each(|talk| talk.stop().map(drop))?;
         serves(&before, "far", &Seen::As(node), NODE_PORT)
     });
 }
@@ -236,12 +246,12 @@ fn e2e_041_and_042_one_number_serves_both_protocols_until_one_is_removed() {
         }
         for left in Protocol::ALL {
             agents.serve(&service.clone().with_ports([port(left)]))?;
-            for family in sluice_tests::topology::Family::ALL {
+            for family in Family::ALL {
                 let to = service.frontend(family);
-                ensure!(crate::expect::ask(&pod.machine, to, left)?.backend == "near");
+                ensure!(ask(&pod.machine, to, left)?.backend == "near");
                 match left {
-                    Protocol::Tcp => crate::expect::expect_udp_refused(&pod.machine.namespace, to)?,
-                    _ => crate::expect::expect_tcp_refused(&pod.machine.namespace, to)?,
+                    Protocol::Tcp => expect_udp_refused(&pod.machine.namespace, to)?,
+                    _ => expect_tcp_refused(&pod.machine.namespace, to)?,
                 }
             }
         }
