@@ -4,7 +4,9 @@ use std::{
     io,
     net::{SocketAddr, UdpSocket},
     ops::Range,
+    panic,
     sync::atomic::{AtomicU16, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -125,11 +127,16 @@ pub(crate) fn expect_all_reach(client: &Machine, service: &Service, backend: &st
 
 /// `client` is told at once that nobody serves `to`.
 pub(crate) fn expect_refused(client: &Machine, to: Ends) -> Result<()> {
-    for family in Family::ALL {
-        expect_tcp_refused(&client.namespace, to.of(family))?;
-        expect_udp_refused(&client.namespace, to.of(family))?;
-    }
-    Ok(())
+    // Together: a SYN that is refused while its socket is still busy sending it is sent again a second later.
+    thread::scope(|scope| {
+        let asking = Family::ALL.map(|family| {
+            scope.spawn(move || {
+                expect_tcp_refused(&client.namespace, to.of(family))?;
+                expect_udp_refused(&client.namespace, to.of(family))
+            })
+        });
+        asking.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|p| panic::resume_unwind(p)))
+    })
 }
 
 /// The error is the one that a refusal causes, not a time-out.
