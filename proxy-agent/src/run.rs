@@ -89,7 +89,12 @@ pub async fn run(
             batch = changes.next() => agent.apply(batch.ok_or(RunError::SourceEnded)?),
             () = devices.changed() => agent.place_again(&mut devices).await,
             () = sleep_until(agent.sweep_at.into()), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
-            Some(swept) = sweeping.join_next() => agent.finish_sweep(swept),
+            Some(swept) = sweeping.join_next() => {
+                agent.finish_sweep(swept);
+                if agent.has_lost_programs() {
+                    agent.place_again(&mut devices).await;
+                }
+            }
             () = reached(retry_at) => {
                 retry_at = None;
                 if agent.is_misplaced() {
@@ -313,6 +318,14 @@ impl Agent {
             Err(error) => warn!(%error, "the sweep of the flow table failed"),
         }
         self.sweep_at = Instant::now() + self.pressure.interval();
+    }
+
+    /// Looks whether the programs are still where they were put.
+    fn has_lost_programs(&mut self) -> bool {
+        self.placing.notice_losses(&self.pins).unwrap_or_else(|error| {
+            warn!(error = %crate::report(&error), "cannot look after the programs");
+            false
+        })
     }
 
     /// Told once: between high and low pressure the table may go up and down with every sweep.

@@ -9,7 +9,9 @@ use proxy_common::{
 use tracing::{info, warn};
 
 use crate::{
-    datapath::{AttachError, Datapath, HashTable, Pins, TableError, attach, detach_others, programs},
+    datapath::{
+        AttachError, Datapath, HashTable, Pins, TableError, attach, detach_others, pinned_hooks, programs,
+    },
     devices::{Class, Device, DeviceRules, Ifindex, Inventory, LinkHeader, Skip, name_of, placement, row},
 };
 
@@ -57,6 +59,22 @@ impl Placing {
     /// Whether devices wait for another try.
     pub(super) fn is_unfinished(&self) -> bool {
         !self.unserved.is_empty() || !self.unlisted.is_empty()
+    }
+
+    /// Forgets the devices whose programs somebody else has taken off, so that they are served anew (SYNC-06). Returns whether
+    /// there are any.
+    pub(super) fn notice_losses(&mut self, pins: &Pins) -> Result<bool, AttachError> {
+        let pinned: BTreeSet<_> =
+            pinned_hooks(pins)?.into_iter().map(|hook| (hook.device, hook.program.name())).collect();
+        let before = self.attached.len();
+        self.attached.retain(|index, header| {
+            let is_whole = programs(*header).iter().all(|program| pinned.contains(&(*index, program.name())));
+            if !is_whole {
+                warn!(index = index.0, "somebody has removed programs from the device; they are put back");
+            }
+            is_whole
+        });
+        Ok(self.attached.len() < before)
     }
 
     /// Brings the programs onto every device where they belong, and off the others.

@@ -120,7 +120,6 @@ fn e2e_090_endpoints_in_the_nodes_own_network_are_reached() {
 
 /// SYNC-06: somebody takes the programs off the devices, and the agent puts them back.
 #[test]
-#[ignore = "not done yet: the agent looks after its links only when devices change"]
 fn e2e_091_programs_that_somebody_removed_come_back() {
     Setup::new(2).alone().run(|cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
