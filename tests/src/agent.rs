@@ -75,6 +75,11 @@ impl Agent {
         Ok(agent)
     }
 
+    /// What is on its command line from its next life on, instead of what was, beside where everything is.
+    pub fn tell(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
     /// Starts it again after [`Agent::kill`] or [`Agent::terminate`].
     ///
     /// # Errors

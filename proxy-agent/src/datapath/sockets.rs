@@ -100,7 +100,8 @@ pub fn attach_socket(
     let loaded = datapath.socket_program(program)?;
     let directory =
         File::open(cgroup).map_err(|source| SocketHookError::Io { path: cgroup.to_owned(), source })?;
-    let id = loaded.attach(directory, CgroupAttachMode::AllowMultiple).map_err(refused)?;
+    // Links are always beside others (`cgroup_bpf_link_attach`); the kernel refuses to be told so, and this says nothing.
+    let id = loaded.attach(directory, CgroupAttachMode::Single).map_err(refused)?;
     let link = loaded.take_link(id).map_err(refused)?;
     let link = FdLink::try_from(link)
         .map_err(|source| SocketHookError::Link { program: name, source: Box::new(source) })?;
