@@ -26,7 +26,6 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub use self::sockets::NamespaceError;
 use self::{placing::Placing, settings::Settings, sockets::Sockets};
 use crate::{
     datapath::{
@@ -35,6 +34,8 @@ use crate::{
     devices::{DeviceError, DeviceRules, Devices},
     ports::PortRange,
 };
+
+pub use self::sockets::NamespaceError;
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);

@@ -43,6 +43,7 @@ impl SocketKey {
     /// What a socket knows about `end` in this view.
     #[must_use]
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
     pub const fn new(cookie: u64, end: Endpoint, view: View) -> Self {
         let cookie = [cookie as u32, (cookie >> 32) as u32];
         Self { cookie, address: end.address, port: end.port, view, reserved: 0, padding: 0 }

@@ -1,7 +1,6 @@
 //! Processes in the node's own network, which never cross a hook of packets: they get their backend at their sockets.
 
 use std::{
-    fmt::Write as _,
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::PathBuf,
@@ -154,7 +153,7 @@ fn expect_reach_mapped(host: &Machine, to: SocketAddr, backend: &str) -> Result<
     Ok(())
 }
 
-/// CIP-01, BPF-02.
+/// CIP-01, BPF-04, DEC-32.
 #[test]
 fn the_host_reaches_cluster_ips_by_every_kind_of_socket() {
     with_agents(2, |cluster, agents| {
@@ -172,7 +171,7 @@ fn the_host_reaches_cluster_ips_by_every_kind_of_socket() {
     });
 }
 
-/// E2E-082: all endpoints, through the ClusterIP and through a node's port.
+/// E2E-082, BPF-02: all endpoints, through the ClusterIP and through any node's port.
 #[test]
 fn the_host_reaches_all_endpoints_by_cluster_ip_and_node_port() {
     with_agents(2, |cluster, agents| {
@@ -306,7 +305,7 @@ fn internal_local_serves_the_host_of_the_endpoints_node_only() {
     });
 }
 
-/// DEC-21, BPF-12.
+/// DEC-21, BPF-03.
 #[test]
 fn external_local_lets_the_host_reach_any_endpoint_as_the_node() {
     with_agents(2, |cluster, agents| {
@@ -425,6 +424,15 @@ fn without_sockets_the_host_is_not_served_and_pods_are() {
                 let status = agents.agents[0].ask(&["status"])?;
                 let cgroup = format!("{}, 8 of 8", cgroup2()?.display());
                 ensure!(status.contains("sockets  host-only") && status.contains(&cgroup), "{status}");
+                let status = agents.agents[0].ask(&["status", "-o", "json"])?;
+                let sockets = serde_json::from_str::<serde_json::Value>(&status)?["sockets"].take();
+                let count = |field: &str| sockets[field].as_array().map(Vec::len);
+                ensure!(
+                    sockets["mode"] == "host-only"
+                        && count("hooks") == Some(8)
+                        && count("missing") == Some(0),
+                    "{sockets}"
+                );
             } else {
                 expect_failure_at_once(&host(node), service.vip())?;
             }
@@ -441,7 +449,7 @@ fn expect_pinned(pins: Vec<PathBuf>, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// BPF-13.
+/// BPF-10, LIFE-13.
 #[test]
 fn the_host_is_served_while_the_agent_is_dead_and_all_through_its_restart() {
     Setup::new(1).alone().run(|cluster, agents| {
@@ -570,10 +578,7 @@ fn as_kernel_writes(end: SocketAddr) -> String {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let mut text = String::new();
-    for word in octets.chunks_exact(4) {
-        let word = <[u8; 4]>::try_from(word).map(u32::from_ne_bytes).unwrap_or_default();
-        drop(write!(text, "{word:08X}"));
-    }
-    text + &format!(":{:04X}", end.port())
+    let word = |octets: &[u8]| <[u8; 4]>::try_from(octets).map(u32::from_ne_bytes).unwrap_or_default();
+    let words: Vec<_> = octets.chunks_exact(4).map(|octets| format!("{:08X}", word(octets))).collect();
+    format!("{}:{:04X}", words.concat(), end.port())
 }
