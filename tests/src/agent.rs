@@ -108,13 +108,13 @@ impl Agent {
         Ok(())
     }
 
-    /// The flag that says whose sockets it serves, unless it is told already: everybody's below the root of cgroup2. There
-    /// it leaves alone what is in other network namespaces than its node's, unless it is told to serve pods.
+    /// The flag that says whose sockets it serves, unless it is told already: this process's. There it
+    /// leaves alone what is in other network namespaces than its node's, unless it is told to serve pods.
     fn cgroup(&self) -> Result<Vec<OsString>> {
         if self.arguments.iter().any(|argument| argument.starts_with("--cgroup")) {
             return Ok(Vec::new());
         }
-        Ok(vec!["--cgroup".into(), sandbox::cgroup2()?.into()])
+        Ok(vec!["--cgroup".into(), sandbox::own_cgroup()?.into()])
     }
 
     /// Waits until everything there was to serve when it started is served.

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use proxy_common::drop::DropReason;
 use sluice_tests::{
     harness::{Setup, unsupported, with_agents},
-    sandbox::cgroup2,
+    sandbox::own_cgroup,
     service::{PORT, Service, TARGET_PORT},
     topology::{Addresses, Ends, Family, Machine, Node},
     traffic::{Connection, Protocol, Source, Spread, UdpClient},
@@ -422,7 +422,7 @@ fn without_sockets_the_host_is_not_served_and_pods_are() {
             if count > 0 {
                 expect_reach_every_way(&host(node), service.vip(), "near", &Seen::node(node))?;
                 let status = agents.agents[0].ask(&["status"])?;
-                let cgroup = format!("{}, 8 of 8", cgroup2()?.display());
+                let cgroup = format!("{}, 8 of 8", own_cgroup()?.display());
                 ensure!(status.contains("sockets  host-only") && status.contains(&cgroup), "{status}");
                 let status = agents.agents[0].ask(&["status", "-o", "json"])?;
                 let sockets = serde_json::from_str::<serde_json::Value>(&status)?["sockets"].take();
@@ -498,9 +498,7 @@ struct Threads(PathBuf);
 
 impl Threads {
     fn create() -> Result<Self> {
-        let own = fs::read_to_string("/proc/self/cgroup")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("a cgroup2")?;
-        let dir = cgroup2()?.join(own).join(format!("sluice-test-{}", std::process::id()));
+        let dir = own_cgroup()?.join("pod");
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let threads = Self(dir);
         fs::write(threads.0.join("cgroup.type"), "threaded").context("make a threaded cgroup")?;
@@ -520,7 +518,7 @@ impl Drop for Threads {
     }
 }
 
-/// Only processes in a cgroup of its own are served: that of a whole machine has other tests' pods in it.
+/// Only threads in a cgroup of its own are served: that of this process has other tests' pods in it.
 #[test]
 fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets() {
     let threads = match Threads::create() {
