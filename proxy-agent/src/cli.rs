@@ -38,13 +38,16 @@ pub struct RunArgs {
     /// Name of this node, instead of the host's name
     #[arg(long, value_name = "NAME", help_heading = "Node")]
     pub hostname_override: Option<String>,
-    /// Directory below a mounted cgroup2 whose processes this node serves. Only looked at: this version
-    /// translates packets, not sockets
+    /// Directory in a cgroup2 file system: processes below it are served at their sockets, see --socket-lb. Without it,
+    /// the root of cgroup2, wherever that is mounted
     #[arg(long, value_name = "DIR", help_heading = "Node")]
     pub cgroup: Option<PathBuf>,
     /// How services are served.
     #[command(flatten)]
     pub services: ServiceArgs,
+    /// Who is served at sockets.
+    #[command(flatten)]
+    pub sockets: SocketArgs,
     /// How local traffic is detected.
     #[command(flatten)]
     pub local: LocalArgs,
@@ -105,6 +108,45 @@ pub struct ServiceArgs {
         default_missing_value = "true"
     )]
     pub masquerade_all: bool,
+}
+
+/// Who is served at sockets: when a process connects or sends, before there is a packet.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sockets")]
+pub struct SocketArgs {
+    /// Processes that get their backend when they connect or send, rather than when their packets pass. `host-only`: the
+    /// node's own, which reach services in no other way. `on`: TCP connections of pods as well, whose packets then do
+    /// not show the service's address, which meshes and VM runtimes may need. `auto`: as `host-only`, or nobody where
+    /// there is no cgroup2. `off`: nobody
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    pub socket_lb: SocketLb,
+    /// Let the node's own processes reach NodePorts at 127.0.0.1 and ::1 too (kube-proxy's
+    /// iptables.localhostNodePorts), unless --nodeport-addresses leaves loopback out. Needs --socket-lb
+    #[arg(
+        long,
+        value_name = "true|false",
+        hide_possible_values = true,
+        action = ArgAction::Set,
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub localhost_nodeports: bool,
+}
+
+/// Processes that are served at their sockets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SocketLb {
+    /// The node's own, if there is a cgroup2.
+    #[default]
+    Auto,
+    /// All.
+    On,
+    /// None.
+    Off,
+    /// The node's own.
+    HostOnly,
 }
 
 /// How local traffic is detected: which clients are pods. It decides who may use the backends of other nodes behind an

@@ -6,6 +6,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod cgroup;
 pub mod cli;
 pub mod datapath;
 pub mod devices;

@@ -2,15 +2,16 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use futures::{StreamExt as _, stream::BoxStream};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use proxy_agent::{
-    cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, node_name},
+    cgroup::{self, CgroupError},
+    cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
     datapath::Pins,
     options::options,
     run, show, watch,
@@ -47,7 +48,7 @@ fn print<T: show::Show>(
     }
 }
 
-fn start(args: RunArgs) -> anyhow::Result<()> {
+fn start(mut args: RunArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
     let colour = std::io::stderr().is_terminal();
     let log =
@@ -56,16 +57,28 @@ fn start(args: RunArgs) -> anyhow::Result<()> {
         LogFormat::Human => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    if let Some(dir) = &args.cgroup {
-        let kind = statfs(dir).with_context(|| format!("--cgroup {}", dir.display()))?;
-        anyhow::ensure!(
-            kind.filesystem_type() == CGROUP2_SUPER_MAGIC,
-            "--cgroup {}: not in a cgroup2 file system",
-            dir.display()
-        );
-    }
+    args.cgroup = served_cgroup(args.cgroup, args.sockets.socket_lb)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(args))
+}
+
+/// The cgroup whose processes are served at their sockets; `None` if none are.
+fn served_cgroup(given: Option<PathBuf>, mode: SocketLb) -> Result<Option<PathBuf>, CgroupError> {
+    if let Some(dir) = &given {
+        cgroup::check(dir)?;
+    }
+    if mode == SocketLb::Off {
+        return Ok(None);
+    }
+    let dir = match given.map_or_else(cgroup::find, Ok) {
+        Ok(dir) => dir,
+        Err(error) if mode == SocketLb::Auto => {
+            tracing::warn!("{error}; without it, the node's own processes do not reach services");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Some(dir))
 }
 
 async fn serve(args: RunArgs) -> anyhow::Result<()> {

@@ -1,11 +1,14 @@
 //! From the command line to what the agent runs with: everything that two flags say together is checked here.
 
-use proxy_model::{DetectLocal, NodePortAddresses, ParseOptionError};
+use std::net::Ipv4Addr;
+
+use proxy_common::config::SocketFlags;
+use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, ParseOptionError};
 
 use crate::{
-    cli::{DetectLocalMode, RunArgs},
+    cli::{DetectLocalMode, RunArgs, SocketArgs, SocketLb},
     devices::{ClassRules, DeviceRules, PodDevices},
-    run::Options,
+    run::{Options, SocketOptions},
 };
 
 /// Flags that cannot be followed.
@@ -33,7 +36,7 @@ pub enum OptionError {
 
 /// What the agent of the node called `node_name` runs with.
 pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError> {
-    let RunArgs { services, local, devices, pins, .. } = args;
+    let RunArgs { services, sockets, cgroup, local, devices, pins, .. } = args;
     let node_port_addresses =
         NodePortAddresses::parse(services.nodeport_addresses.iter().map(String::as_str))
             .map_err(|source| OptionError::Value { flag: "--nodeport-addresses", source })?;
@@ -64,6 +67,7 @@ pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError>
         }
     };
     let classes = ClassRules { local_clients: devices.local_client_devices, uplinks: devices.uplink_devices };
+    let sockets = SocketOptions { flags: socket_flags(&sockets, &node_port_addresses), cgroup };
     Ok(Options {
         bpffs: pins.bpffs,
         model: proxy_model::Options {
@@ -76,7 +80,39 @@ pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError>
         },
         devices: DeviceRules { classes, pods },
         node_ports: services.node_port_range,
+        sockets,
     })
+}
+
+/// Who is served at sockets, and at which addresses.
+fn socket_flags(args: &SocketArgs, node_port_addresses: &NodePortAddresses) -> SocketFlags {
+    let who = match args.socket_lb {
+        SocketLb::Off => return SocketFlags::default(),
+        // Pods keep the service's address on their packets, as meshes and VM runtimes need: nobody watches for those.
+        SocketLb::Auto | SocketLb::HostOnly => SocketFlags::HOST,
+        SocketLb::On => SocketFlags::HOST.with(SocketFlags::PODS),
+    };
+    if args.localhost_nodeports && includes_loopback(node_port_addresses) {
+        who.with(SocketFlags::LOCALHOST_NODE_PORTS)
+    } else {
+        who
+    }
+}
+
+/// Whether NodePorts are accepted at IPv4 loopback addresses (NP-10).
+fn includes_loopback(addresses: &NodePortAddresses) -> bool {
+    match addresses {
+        NodePortAddresses::All => true,
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::Networks(networks) => {
+            // One that is wider than 127.0.0.0/8 contains its first address; any other one has its own first in it.
+            let has_loopback = |network: &Cidr| {
+                network.contains(Ipv4Addr::new(127, 0, 0, 0).into()) || network.first().is_loopback()
+            };
+            let mut own = networks.iter().filter(|network| network.family() == Family::Ipv4).peekable();
+            own.peek().is_none() || own.any(has_loopback)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -163,6 +199,33 @@ mod tests {
         );
     }
 
+    /// NP-10 and who is served at sockets.
+    #[test]
+    fn sockets_of_the_host_are_served_and_reach_node_ports_at_loopback_if_that_is_not_left_out() {
+        const HOST: SocketFlags = SocketFlags::HOST;
+        const LOOPBACK: SocketFlags = SocketFlags::LOCALHOST_NODE_PORTS;
+        for (flags, expected) in [
+            (&[][..], HOST.with(LOOPBACK)),
+            (&["--socket-lb=auto"], HOST.with(LOOPBACK)),
+            (&["--socket-lb=host-only"], HOST.with(LOOPBACK)),
+            (&["--socket-lb=on"], HOST.with(LOOPBACK).with(SocketFlags::PODS)),
+            (&["--socket-lb=off"], SocketFlags::default()),
+            (&["--localhost-nodeports=false"], HOST),
+            (&["--localhost-nodeports"], HOST.with(LOOPBACK)),
+            (&["--nodeport-addresses=primary"], HOST),
+            (&["--nodeport-addresses=10.0.0.0/8"], HOST),
+            (&["--nodeport-addresses=fd00::/8"], HOST.with(LOOPBACK)),
+            (&["--nodeport-addresses=10.0.0.0/8,0.0.0.0/0"], HOST.with(LOOPBACK)),
+            (&["--nodeport-addresses=127.0.0.0/8"], HOST.with(LOOPBACK)),
+            (&["--nodeport-addresses=127.0.0.1/32"], HOST.with(LOOPBACK)),
+            (&["--nodeport-addresses=126.0.0.0/7"], HOST.with(LOOPBACK)),
+            (&["--nodeport-addresses=128.0.0.0/8"], HOST),
+        ] {
+            assert_eq!(parse(flags).unwrap().sockets.flags, expected, "{flags:?}");
+        }
+        assert_eq!(parse(&["--cgroup=/a"]).unwrap().sockets.cgroup.unwrap().to_str(), Some("/a"));
+    }
+
     /// LIFE-03: the flag, the value, and what would be right.
     #[test]
     fn what_is_wrong_is_named() {
@@ -189,6 +252,7 @@ mod tests {
             ),
             (&["--node-port-range=32767-30000"], &["--node-port-range", "32767-30000", "empty"]),
             (&["--node-port-range=http"], &["--node-port-range", "http", "30000-32767"]),
+            (&["--socket-lb=pods"], &["--socket-lb", "pods", "host-only"]),
             (&["--serve-external-ips=maybe"], &["--serve-external-ips", "maybe", "true"]),
             (&["--local-client-devices=a*b"], &["--local-client-devices", "a*b", "at the end"]),
             (&["--uplink-devices=much-too-long-for-a-device"], &["--uplink-devices", "much-too-long", "15"]),

@@ -5,6 +5,7 @@
 
 mod placing;
 mod settings;
+mod sockets;
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,10 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
-use proxy_common::tables::{Flows, Table as _};
+use proxy_common::{
+    config::SocketFlags,
+    tables::{Flows, Table as _},
+};
 use proxy_model::{Change, CommitError, DetectLocal, Model};
 use tokio::{
     task::{JoinError, JoinSet},
@@ -22,7 +26,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use self::{placing::Placing, settings::Settings};
+use self::{placing::Placing, settings::Settings, sockets::Sockets};
 use crate::{
     datapath::{
         self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, sweep,
@@ -30,6 +34,8 @@ use crate::{
     devices::{DeviceError, DeviceRules, Devices},
     ports::PortRange,
 };
+
+pub use self::sockets::NamespaceError;
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -47,6 +53,17 @@ pub struct Options {
     pub devices: DeviceRules,
     /// Where the API server takes NodePorts from.
     pub node_ports: PortRange,
+    /// Who is served at sockets.
+    pub sockets: SocketOptions,
+}
+
+/// Who is served at sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// What is switched on.
+    pub flags: SocketFlags,
+    /// The cgroup whose processes are served; if there is none, nobody is.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Why the agent could not start, or cannot go on.
@@ -64,6 +81,9 @@ pub enum RunError {
     /// Pins cannot be kept.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// Sockets cannot be served.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// The source of changes ended, which it never should.
     #[error("the source of Services and EndpointSlices ended")]
     SourceEnded,
@@ -78,6 +98,7 @@ pub async fn run(
     let mut agent = Agent::start(options)?;
     let mut devices = Devices::watch()?;
     agent.place(&mut devices).await?;
+    agent.serve_sockets();
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
     // Outlives a round: a busy cluster must not put off what failed.
@@ -100,6 +121,7 @@ pub async fn run(
                 if agent.is_misplaced() {
                     agent.place_again(&mut devices).await;
                 }
+                agent.serve_sockets();
             }
         }
         agent.program();
@@ -140,6 +162,7 @@ struct Agent {
     /// How local traffic is detected.
     detect_local: DetectLocal,
     placing: Placing,
+    sockets: Sockets,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
     /// When the flow table is to be swept again.
@@ -156,7 +179,8 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports } = options;
+        let Options { bpffs, model, devices, node_ports, sockets } = options;
+        let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
         let mut datapath = datapath::load(&pins)?;
         if let Some(logger) = datapath.take_logger() {
@@ -177,6 +201,7 @@ impl Agent {
             settings: Settings::start(&pins, node_ports)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
+            sockets,
             model: Model::new(model, restored),
             pins,
             datapath,
@@ -200,7 +225,10 @@ impl Agent {
     }
 
     fn is_unfinished(&self) -> bool {
-        self.is_misplaced() || self.model.is_unfinished() || !self.failing.is_empty()
+        self.is_misplaced()
+            || self.sockets.is_unfinished()
+            || self.model.is_unfinished()
+            || !self.failing.is_empty()
     }
 
     fn apply(&mut self, batch: Vec<Change>) {
@@ -222,6 +250,8 @@ impl Agent {
         let mut failing: BTreeSet<_> = failures.iter().map(describe).collect();
         let networks = self.model.pod_networks();
         let settled = self.settings.set_pod_networks(networks, &self.detect_local);
+        failing.extend(settled.err().map(|error| crate::report(&error)));
+        let settled = self.settings.set_sockets(self.sockets.settings());
         failing.extend(settled.err().map(|error| crate::report(&error)));
         self.tell_failures(failing);
         if failures.is_empty() && self.model.is_synced() && !self.synced {
@@ -287,9 +317,14 @@ impl Agent {
     async fn place(&mut self, devices: &mut Devices) -> Result<(), RunError> {
         let all = devices.list().await?;
         self.model.set_node_addresses(all.ips());
+        self.sockets.note_addresses(&all);
         // Before packets get a new address as their source, answers to it must be looked for.
         self.program();
         Ok(self.placing.place(&mut self.datapath, &self.pins, &all)?)
+    }
+
+    fn serve_sockets(&mut self) {
+        self.sockets.serve(&mut self.datapath, &self.pins);
     }
 
     fn start_sweep(&mut self, sweeping: &mut JoinSet<Swept>) {

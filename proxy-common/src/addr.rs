@@ -61,6 +61,17 @@ impl Addr {
         Self { words: [0, 0, if self.is_v4() { MAPPED } else { 0 }, 0] }
     }
 
+    /// Whether it is an address of the loopback device: 127.0.0.0/8 or `::1`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        if self.is_v4() {
+            return self.v4_wire()[0] == 127;
+        }
+        let [a, b, c, d] = self.words;
+        a == 0 && b == 0 && c == 0 && d == 1u32.to_be()
+    }
+
     /// Whether one host can be meant by it, so that it may be answered: neither unspecified nor multicast, nor IPv4's
     /// broadcast and reserved space (RFC 1122 3.2.2, RFC 4443 2.4).
     #[must_use]

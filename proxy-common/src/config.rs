@@ -19,6 +19,8 @@ pub struct NodeSettings {
     pub pod_networks: [Network; 2],
     /// Source ports that may be given to packets.
     pub source_ports: SourcePorts,
+    /// Which processes are served at their sockets, and how.
+    pub sockets: SocketSettings,
 }
 
 impl NodeSettings {
@@ -31,6 +33,7 @@ impl NodeSettings {
             ticks_per_second: hz,
             pod_networks: [Network::NONE; 2],
             source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
+            sockets: SocketSettings::OFF,
         }
     }
 
@@ -39,6 +42,75 @@ impl NodeSettings {
     #[inline(always)]
     pub const fn ticks(&self, seconds: u32) -> Ticks {
         Ticks(seconds.saturating_mul(self.ticks_per_second))
+    }
+}
+
+/// Which processes are served at their sockets, and how. 48 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketSettings {
+    /// Cookie of the network namespace that the node's own processes are in, low half first.
+    pub host_namespace: [u32; 2],
+    /// What is switched on.
+    pub flags: SocketFlags,
+    /// Always zero.
+    pub reserved: u32,
+    /// The node's IPv4 address, as source ranges know its processes; all zero bytes if it has none.
+    pub node_v4: Addr,
+    /// The same for IPv6.
+    pub node_v6: Addr,
+}
+
+impl SocketSettings {
+    /// Nobody is.
+    pub const OFF: Self = Self {
+        host_namespace: [0; 2],
+        flags: SocketFlags(0),
+        reserved: 0,
+        node_v4: Addr::from_v6_words([0; 4]),
+        node_v6: Addr::from_v6_words([0; 4]),
+    };
+
+    /// Whether a network namespace is the node's own.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_host(&self, namespace: u64) -> bool {
+        let [low, high] = self.host_namespace;
+        low as u64 | (high as u64) << 32 == namespace
+    }
+
+    /// The address that the node's processes have for source ranges, of the family of `peer`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn node_for(&self, peer: Addr) -> Addr {
+        if peer.is_v4() { self.node_v4 } else { self.node_v6 }
+    }
+}
+
+/// What is switched on at sockets, as bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct SocketFlags(pub u32);
+
+impl SocketFlags {
+    /// The node's own processes are served.
+    pub const HOST: Self = Self(1);
+    /// Processes of pods are served, where a socket decides as a packet would.
+    pub const PODS: Self = Self(2);
+    /// The node's own processes reach NodePorts at loopback addresses (NP-10).
+    pub const LOCALHOST_NODE_PORTS: Self = Self(4);
+
+    /// Whether all bits of `other` are set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
     }
 }
 

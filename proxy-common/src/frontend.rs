@@ -100,6 +100,13 @@ impl FrontendFlags {
         self.0 & other.0 == other.0
     }
 
+    /// Whether any bit of `other` is set.
+    #[must_use]
+    #[inline(always)]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     /// Both sets of bits.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {

@@ -9,8 +9,10 @@
 //! ```
 //!
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
-//! connection stands out of line: `select` chooses, `remember` writes.
+//! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
+//! same way before there is a packet: `process`.
 
+mod process;
 mod remember;
 mod select;
 mod tables;
@@ -24,6 +26,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
+pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};
 pub use tables::{FlowRef, Insert, InsertError, Tables};
 

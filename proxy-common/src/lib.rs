@@ -29,6 +29,7 @@ pub mod fragment;
 pub mod frontend;
 pub mod lb;
 pub mod ranges;
+pub mod socket;
 pub mod tables;
 pub mod time;
 pub mod tuple;

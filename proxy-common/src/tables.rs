@@ -21,6 +21,7 @@ use crate::{
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
     ranges::SourceRange,
+    socket::{SocketEntry, SocketKey},
     tuple::FlowKey,
 };
 
@@ -249,5 +250,18 @@ impl Table for ServiceDrops {
     type Value = u64;
     const NAME: &'static str = "SERVICE_DROPS";
     const KIND: TableKind = TableKind::PerCpuHash;
+    const CAPACITY: u32 = 65_536;
+}
+
+/// Socket and peer -> what the process takes it for, or who it is. Written and read at sockets. A full table forgets the
+/// entry used least recently: a process then sees a backend's address where it would have seen the service's.
+#[derive(Debug)]
+pub enum Sockets {}
+
+impl Table for Sockets {
+    type Key = SocketKey;
+    type Value = SocketEntry;
+    const NAME: &'static str = "SOCKETS";
+    const KIND: TableKind = TableKind::LruHash;
     const CAPACITY: u32 = 65_536;
 }

@@ -17,7 +17,11 @@ mod rewrite;
 mod verified;
 mod wire;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+use hooks::socket::{Inet, Inet6};
 use network_types::eth::EthHdr;
 use proxy_common::tuple::Hook;
 
@@ -43,6 +47,54 @@ fn sluice_ingress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 fn sluice_egress_l3(ctx: TcContext) -> i32 {
     hooks::tc::run::<0>(&ctx, Hook::EGRESS)
+}
+
+/// cgroup: a socket connects, IPv4.
+#[cgroup_sock_addr(connect4)]
+fn sluice_connect4(ctx: SockAddrContext) -> i32 {
+    hooks::socket::towards::<Inet>(&ctx)
+}
+
+/// cgroup: a socket connects, IPv6.
+#[cgroup_sock_addr(connect6)]
+fn sluice_connect6(ctx: SockAddrContext) -> i32 {
+    hooks::socket::towards::<Inet6>(&ctx)
+}
+
+/// cgroup: a socket sends a datagram to an address, IPv4.
+#[cgroup_sock_addr(sendmsg4)]
+fn sluice_sendmsg4(ctx: SockAddrContext) -> i32 {
+    hooks::socket::towards::<Inet>(&ctx)
+}
+
+/// cgroup: a socket sends a datagram to an address, IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+fn sluice_sendmsg6(ctx: SockAddrContext) -> i32 {
+    hooks::socket::towards::<Inet6>(&ctx)
+}
+
+/// cgroup: a socket receives a datagram, IPv4.
+#[cgroup_sock_addr(recvmsg4)]
+fn sluice_recvmsg4(ctx: SockAddrContext) -> i32 {
+    hooks::socket::from::<Inet>(&ctx)
+}
+
+/// cgroup: a socket receives a datagram, IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+fn sluice_recvmsg6(ctx: SockAddrContext) -> i32 {
+    hooks::socket::from::<Inet6>(&ctx)
+}
+
+/// cgroup: a process asks whom its socket is connected to, IPv4.
+#[cgroup_sock_addr(getpeername4)]
+fn sluice_getpeername4(ctx: SockAddrContext) -> i32 {
+    hooks::socket::from::<Inet>(&ctx)
+}
+
+/// cgroup: a process asks whom its socket is connected to, IPv6.
+#[cgroup_sock_addr(getpeername6)]
+fn sluice_getpeername6(ctx: SockAddrContext) -> i32 {
+    hooks::socket::from::<Inet6>(&ctx)
 }
 
 /// Returns the kernel's clock, in ticks. Attached nowhere: the agent runs it to learn how fast the clock ticks

@@ -26,11 +26,12 @@ use proxy_common::{
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{First, FlowRef, Found, Insert, InsertError, Tables, Translation},
+    lb::{self, First, FlowRef, Found, Insert, InsertError, Tables, Translation},
     ranges::{SourceRange, SourceRangeData},
+    socket::{SocketEntry, SocketKey},
     tables::{
         AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
-        ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table,
+        ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
     },
     time::Ticks,
     tuple::{FlowKey, Hook},
@@ -91,6 +92,8 @@ static SOURCE_RANGES: LpmTrie<SourceRangeData, Value<SourceRanges>> = lpm_trie()
 static FRAGMENTS: LruHashMap<Key<Fragments>, Value<Fragments>> = lru_hash::<Fragments>();
 #[map]
 static SERVICE_DROPS: PerCpuHashMap<Key<ServiceDrops>, Value<ServiceDrops>> = per_cpu_hash::<ServiceDrops>();
+#[map]
+static SOCKETS: LruHashMap<Key<Sockets>, Value<Sockets>> = lru_hash::<Sockets>();
 #[map]
 static SETTINGS: Array<Value<Settings>> = array::<Settings>();
 #[map]
@@ -331,5 +334,19 @@ impl Tables for Maps {
             // SAFETY: this CPU's own value; programs do not nest on a CPU at this hook.
             unsafe { *count += 1 };
         }
+    }
+}
+
+impl lb::Sockets for Maps {
+    #[inline(always)]
+    fn socket(&self, key: &SocketKey) -> Option<SocketEntry> {
+        // SAFETY: copied out at once. An element that the kernel recycles meanwhile may show another socket's peer; whoever
+        // forgets 65,536 sockets within nanoseconds has other problems.
+        unsafe { SOCKETS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
+        let _forgotten = SOCKETS.insert(key, entry, 0);
     }
 }

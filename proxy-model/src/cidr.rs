@@ -33,6 +33,12 @@ impl Cidr {
         Self { address: ip, length: bits(ip) }
     }
 
+    /// The first of its addresses.
+    #[must_use]
+    pub const fn first(&self) -> IpAddr {
+        self.address
+    }
+
     /// The family of its addresses.
     #[must_use]
     pub const fn family(&self) -> Family {

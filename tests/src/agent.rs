@@ -1,6 +1,7 @@
 //! The real agent on a node.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
@@ -74,6 +75,11 @@ impl Agent {
         Ok(agent)
     }
 
+    /// What is on its command line from its next life on, instead of what was, beside where everything is.
+    pub fn tell(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
     /// Starts it again after [`Agent::kill`] or [`Agent::terminate`].
     ///
     /// # Errors
@@ -92,8 +98,7 @@ impl Agent {
             .arg(&self.node)
             .arg("--bpffs")
             .arg(&self.pins)
-            .arg("--cgroup")
-            .arg(sandbox::cgroup2()?)
+            .args(self.cgroup()?)
             .args(&self.arguments)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -101,6 +106,15 @@ impl Agent {
             .stderr(log);
         self.child = Some(self.namespace.spawn(command)?);
         Ok(())
+    }
+
+    /// The flag that says whose sockets it serves, unless it is told already: this process's. There it
+    /// leaves alone what is in other network namespaces than its node's, unless it is told to serve pods.
+    fn cgroup(&self) -> Result<Vec<OsString>> {
+        if self.arguments.iter().any(|argument| argument.starts_with("--cgroup")) {
+            return Ok(Vec::new());
+        }
+        Ok(vec!["--cgroup".into(), sandbox::own_cgroup()?.into()])
     }
 
     /// Waits until everything there was to serve when it started is served.

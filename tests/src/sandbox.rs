@@ -101,6 +101,39 @@ pub fn cgroup2() -> Result<PathBuf> {
     mounts.lines().find_map(cgroup2_mount).context("no cgroup2 file system is mounted")
 }
 
+/// The cgroup that this process is in from now on, with everything that it starts: one of its own, if it may have one.
+///
+/// A cgroup takes 64 programs of a kind, and every agent attaches one: those of several test runs at a time must not share
+/// the root.
+///
+/// # Errors
+///
+/// If there is no cgroup2.
+pub fn own_cgroup() -> Result<&'static Path> {
+    static OWN: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let own = OWN.get_or_init(|| {
+        let root = cgroup2().map_err(|error| format!("{error:#}"))?;
+        Ok(enter_own_cgroup(&root).unwrap_or(root))
+    });
+    own.as_deref().map_err(|error| anyhow!("{error}"))
+}
+
+fn enter_own_cgroup(root: &Path) -> Result<PathBuf> {
+    const NAME: &str = "sluice-tests-";
+    let text = std::fs::read_to_string("/proc/self/cgroup")?;
+    let parent = root.join(text.lines().find_map(|line| line.strip_prefix("0::/")).context("a cgroup2")?);
+    // Those of processes that have ended; the kernel keeps the others.
+    for entry in std::fs::read_dir(&parent)?.filter_map(Result::ok) {
+        if entry.file_name().to_string_lossy().starts_with(NAME) {
+            drop(std::fs::remove_dir(entry.path()));
+        }
+    }
+    let own = parent.join(format!("{NAME}{}", std::process::id()));
+    std::fs::create_dir(&own)?;
+    std::fs::write(own.join("cgroup.procs"), "0")?;
+    Ok(own)
+}
+
 /// The mount point of a line of `mountinfo`, if it mounts cgroup2 (proc_pid_mountinfo(5)).
 fn cgroup2_mount(line: &str) -> Option<PathBuf> {
     let (mount, source) = line.split_once(" - ")?;

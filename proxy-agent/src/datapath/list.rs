@@ -2,7 +2,7 @@
 
 use proxy_common::tables::{
     AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table,
+    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
 };
 
 /// Something to be done with every table.
@@ -25,6 +25,7 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<Flows>()?;
     visitor.visit::<Fragments>()?;
     visitor.visit::<Affinities>()?;
+    visitor.visit::<Sockets>()?;
     visitor.visit::<AddressFilter>()?;
     visitor.visit::<Devices>()?;
     visitor.visit::<Settings>()?;

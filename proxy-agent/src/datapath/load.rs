@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, convert::Infallible};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData},
-    programs::{ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, Program as Loaded, ProgramError, SchedClassifier},
 };
 use aya_log::EbpfLogger;
 use log::Log;
@@ -61,6 +61,57 @@ impl Program {
     }
 }
 
+/// A program of the object that is attached to a cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SocketProgram {
+    /// A socket connects, IPv4.
+    Connect4,
+    /// A socket connects, IPv6.
+    Connect6,
+    /// A socket sends a datagram to an address, IPv4.
+    Sendmsg4,
+    /// A socket sends a datagram to an address, IPv6.
+    Sendmsg6,
+    /// A socket receives a datagram, IPv4.
+    Recvmsg4,
+    /// A socket receives a datagram, IPv6.
+    Recvmsg6,
+    /// A process asks whom its socket is connected to, IPv4.
+    Getpeername4,
+    /// A process asks whom its socket is connected to, IPv6.
+    Getpeername6,
+}
+
+impl SocketProgram {
+    /// All of them. What shows a process the service comes before what gives it a backend, so that no process sees a
+    /// backend's address while they are attached one after the other.
+    pub const ALL: [Self; 8] = [
+        Self::Getpeername4,
+        Self::Getpeername6,
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+    ];
+
+    /// Its name in the object.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect4 => "sluice_connect4",
+            Self::Connect6 => "sluice_connect6",
+            Self::Sendmsg4 => "sluice_sendmsg4",
+            Self::Sendmsg6 => "sluice_sendmsg6",
+            Self::Recvmsg4 => "sluice_recvmsg4",
+            Self::Recvmsg6 => "sluice_recvmsg6",
+            Self::Getpeername4 => "sluice_getpeername4",
+            Self::Getpeername6 => "sluice_getpeername6",
+        }
+    }
+}
+
 /// Why the datapath could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -106,7 +157,17 @@ impl Datapath {
     /// A program, loaded by now.
     pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, LoadError> {
         let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
-        let found = find(&mut self.ebpf, program)?;
+        let found: &mut SchedClassifier = find(&mut self.ebpf, program.name())?;
+        if found.fd().is_err() {
+            found.load().map_err(refused)?;
+        }
+        Ok(found)
+    }
+
+    /// A program for sockets, loaded by now.
+    pub fn socket_program(&mut self, program: SocketProgram) -> Result<&mut CgroupSockAddr, LoadError> {
+        let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
+        let found: &mut CgroupSockAddr = find(&mut self.ebpf, program.name())?;
         if found.fd().is_err() {
             found.load().map_err(refused)?;
         }
@@ -207,8 +268,10 @@ fn is_private(name: &str, map: &Map) -> bool {
     name.starts_with('.') || matches!(map, Map::PerCpuArray(map) if is_room(map))
 }
 
-fn find(ebpf: &mut Ebpf, program: Program) -> Result<&mut SchedClassifier, LoadError> {
-    let name = program.name();
+fn find<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Loaded, Error = ProgramError>,
+{
     let found = ebpf.program_mut(name).ok_or(LoadError::Absent(name))?;
     found.try_into().map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
 }

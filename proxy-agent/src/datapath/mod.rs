@@ -8,15 +8,17 @@ mod log;
 mod map;
 mod pins;
 mod preflight;
+mod sockets;
 mod sweep;
 mod tables;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
 pub use clock::ClockError;
-pub use load::{Datapath, LoadError, OBJECT, Program, load};
+pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
 pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
+pub use sockets::{PinnedSocketHook, SocketHookError, attach_socket, detach_sockets, pinned_socket_hooks};
 pub use sweep::{Pressure, Sweep, sweep};
 pub use tables::KernelTables;

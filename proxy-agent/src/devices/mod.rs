@@ -18,4 +18,5 @@ pub use class::{Class, ClassRules, NamePattern, ParsePatternError};
 pub use inventory::{Address, Device, DeviceKind, Ifindex, Inventory, LinkHeader, Standing};
 pub use placement::{Skip, placement};
 pub use row::{DeviceRules, PodDevices, row};
+pub use source::node_address;
 pub use watch::{DeviceError, Devices, list, name_of};

@@ -51,6 +51,13 @@ pub(super) fn source(device: &Device, family: Family, all: &Inventory) -> Option
     best.map(|address| address.ip)
 }
 
+/// The node's address of a family for what leaves through its default route, or through whichever device has one.
+#[must_use]
+pub fn node_address(family: Family, all: &Inventory) -> Option<IpAddr> {
+    let default = all.defaults.get(&family).and_then(|index| all.device(*index));
+    default.into_iter().chain(&all.devices).find_map(|device| source(device, family, all))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;

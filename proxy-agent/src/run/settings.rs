@@ -1,7 +1,7 @@
 //! What the datapath is told beside the tables: composed here, rewritten when it changes.
 
 use proxy_common::{
-    config::{Network, NodeSettings, SourcePorts},
+    config::{Network, NodeSettings, SocketSettings, SourcePorts},
     tables::Settings as Table,
 };
 use proxy_model::DetectLocal;
@@ -20,7 +20,7 @@ pub(super) struct Settings {
 
 impl Settings {
     /// Brings this build's settings into force, except for the pod networks of an earlier run: those of the Node object
-    /// come later.
+    /// come later. Sockets are served on as they were, too.
     pub(super) fn start(pins: &Pins, node_ports: PortRange) -> Result<Self, TableError> {
         let mut table = ArrayTable::<Table>::open(pins)?;
         // Loading the datapath has left some.
@@ -28,6 +28,7 @@ impl Settings {
         let current = NodeSettings {
             source_ports: source_ports(node_ports),
             pod_networks: found.pod_networks,
+            sockets: found.sockets,
             ..NodeSettings::new(found.ticks_per_second)
         };
         table.put(0, &current)?;
@@ -45,7 +46,18 @@ impl Settings {
         if unknown || pod_networks == self.current.pod_networks {
             return Ok(());
         }
-        let settings = NodeSettings { pod_networks, ..self.current };
+        self.put(NodeSettings { pod_networks, ..self.current })
+    }
+
+    /// Brings into force who is served at sockets.
+    pub(super) fn set_sockets(&mut self, sockets: SocketSettings) -> Result<(), TableError> {
+        if sockets == self.current.sockets {
+            return Ok(());
+        }
+        self.put(NodeSettings { sockets, ..self.current })
+    }
+
+    fn put(&mut self, settings: NodeSettings) -> Result<(), TableError> {
         self.table.put(0, &settings)?;
         self.current = settings;
         Ok(())

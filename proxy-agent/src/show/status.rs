@@ -1,6 +1,7 @@
 //! `sluice status`: programs, devices, tables, drops.
 
 mod print;
+mod sockets;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -16,10 +17,12 @@ use proxy_common::{
     frontend::ServiceId,
     tables::{
         Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, ServiceDrops,
-        ServiceNames, Settings, SourceRanges, Table,
+        ServiceNames, Settings, Sockets, SourceRanges, Table,
     },
 };
 use serde::Serialize;
+
+pub use sockets::{SocketHookRow, SocketStatus};
 
 use super::ShowError;
 use crate::{
@@ -41,6 +44,8 @@ pub struct Status {
     pub devices: Vec<DeviceRow>,
     /// Devices of this network namespace that lack a program. Empty as well if they cannot be listed.
     pub not_attached: Vec<BareDevice>,
+    /// Who is served at sockets.
+    pub sockets: SocketStatus,
     /// Tables and how full they are.
     pub tables: Vec<TableRow>,
     /// Flows through services by state.
@@ -129,6 +134,7 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
         other_layouts: others.iter().map(|other| other.root().display().to_string()).collect(),
         devices,
         not_attached,
+        sockets: sockets::sockets(pins, settings.as_ref()),
         tables: vec![
             hash_row::<ServiceNames>(pins)?,
             hash_row::<Frontends>(pins)?,
@@ -138,6 +144,7 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
             hash_row::<Devices>(pins)?,
             row::<Flows>(entries),
             hash_row::<Affinities>(pins)?,
+            hash_row::<Sockets>(pins)?,
             hash_row::<Fragments>(pins)?,
             row::<ServiceDrops>(count(PerCpuHashTable::<ServiceDrops>::open(pins)?.entries())?),
         ],

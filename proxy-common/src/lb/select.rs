@@ -5,16 +5,16 @@ use crate::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{BackendFlags, BackendId},
-    config::NodeSettings,
+    config::{NodeSettings, SocketFlags},
     device::DeviceFlags,
     drop::DropReason,
     filter::AddressRoles,
     frontend::{Frontend, FrontendFlags, FrontendKey, SlotRun},
     time::Ticks,
-    tuple::{FlowKey, Protocol},
+    tuple::{Endpoint, Protocol},
 };
 
-use super::{Packet, Tables, Verdict};
+use super::{Packet, Process, Tables, Verdict, Wish};
 
 /// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
 /// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
@@ -65,6 +65,20 @@ impl Selection {
         Some(if sender.is_unicast() { Verdict::Refuse(reason) } else { Verdict::Drop(reason) })
     }
 
+    /// What becomes of a process's wish if there is no backend.
+    #[inline(always)]
+    pub(super) const fn outcome(self) -> Option<Wish> {
+        Some(match self {
+            Self::NOT_OURS => Wish::Granted,
+            Self::NO_BACKEND => Wish::Refused(DropReason::NoBackend),
+            Self::UNKNOWN_PORT => Wish::Refused(DropReason::UnknownPort),
+            Self::NO_LOCAL_BACKEND => Wish::Forbidden(DropReason::NoLocalBackend),
+            Self::NOT_IN_SOURCE_RANGES => Wish::Forbidden(DropReason::NotInSourceRanges),
+            Self::BROKEN_TABLE => Wish::Forbidden(DropReason::BrokenTable),
+            Self(_) => return None,
+        })
+    }
+
     /// Why there is no backend, if that counts as a drop of the service.
     #[inline(always)]
     const fn reason(self) -> DropReason {
@@ -77,6 +91,64 @@ impl Selection {
     }
 }
 
+/// Who asks.
+struct Client {
+    /// As session affinity knows it: by its address, or by its network namespace (BPF-01).
+    known_as: Addr,
+    /// As source ranges know it.
+    admitted_as: Addr,
+    /// Whether it is inside the cluster, if that is known already.
+    is_inside: Option<bool>,
+    /// The device that its packet came by.
+    device: u32,
+}
+
+/// Finds the service that a process wants to talk to, and a backend of it.
+///
+/// A pod's socket decides only what its packets would have decided in the same way: whether it counts as a pod, and which
+/// ranges it is in, depends on the address that its packets are going to have, and masquerading is done to packets.
+#[inline(never)]
+pub(super) fn select_for_process<T: Tables>(tables: &T, process: &Process) -> Selection {
+    let frontend = match find_for_process(tables, process) {
+        Some(frontend) => frontend,
+        None if is_unknown_port(tables, &process.end.address) => return Selection::UNKNOWN_PORT,
+        None => return Selection::NOT_OURS,
+    };
+    let for_packets =
+        FrontendFlags::BY_ORIGIN.with(FrontendFlags::RESTRICTED).with(FrontendFlags::MASQUERADE);
+    if !process.is_host && frontend.flags.intersects(for_packets) {
+        return Selection::NOT_OURS;
+    }
+    let Some(settings) = tables.settings() else {
+        return Selection::NOT_OURS;
+    };
+    let client = Client {
+        known_as: process.client(),
+        admitted_as: settings.sockets.node_for(process.end.address),
+        is_inside: Some(true),
+        device: 0,
+    };
+    let chosen = admit(tables, &client, &frontend);
+    if chosen.is_backend() {
+        tables.count_connection(frontend.service);
+    } else {
+        tables.count_drop(frontend.service, chosen.reason());
+    }
+    chosen
+}
+
+/// The frontend that a process addresses. The node's own processes also reach NodePorts at loopback addresses.
+#[inline(always)]
+fn find_for_process<T: Tables>(tables: &T, process: &Process) -> Option<Frontend> {
+    let Process { end, protocol, is_host, .. } = *process;
+    if end.address.is_loopback() {
+        let flags = tables.settings()?.sockets.flags;
+        let served = is_host && flags.contains(SocketFlags::LOCALHOST_NODE_PORTS);
+        return if served { tables.frontend(&FrontendKey::node_port(end, protocol)) } else { None };
+    }
+    find(tables, end, protocol)
+}
+
 /// Finds the service that a packet is for, and a backend of it.
 #[inline(never)]
 pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
@@ -86,14 +158,16 @@ pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
     if key.protocol != Protocol::UDP && !packet.flags.opens() {
         return Selection::NOT_OURS;
     }
-    let Some(frontend) = find(tables, key) else {
+    let Some(frontend) = find(tables, key.destination_end(), key.protocol) else {
         return if is_unknown_port(tables, &key.destination) {
             Selection::UNKNOWN_PORT
         } else {
             Selection::NOT_OURS
         };
     };
-    let chosen = admit(tables, packet, &frontend);
+    let source = packet.key.source;
+    let client = Client { known_as: source, admitted_as: source, is_inside: None, device: packet.device };
+    let chosen = admit(tables, &client, &frontend);
     if !chosen.is_backend() {
         tables.count_drop(frontend.service, chosen.reason());
     } else if frontend.flags.contains(FrontendFlags::MASQUERADE) {
@@ -104,11 +178,10 @@ pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
 
 /// The frontend that a packet addresses: its exact destination, else a NodePort (NP-02).
 #[inline(always)]
-fn find<T: Tables>(tables: &T, key: &FlowKey) -> Option<Frontend> {
-    let roles = tables.roles(key.destination);
-    let end = key.destination_end();
+fn find<T: Tables>(tables: &T, end: Endpoint, protocol: Protocol) -> Option<Frontend> {
+    let roles = tables.roles(end.address);
     if roles.contains(AddressRoles::FRONTEND)
-        && let Some(frontend) = tables.frontend(&FrontendKey::new(end, key.protocol))
+        && let Some(frontend) = tables.frontend(&FrontendKey::new(end, protocol))
     {
         return Some(frontend);
     }
@@ -116,8 +189,8 @@ fn find<T: Tables>(tables: &T, key: &FlowKey) -> Option<Frontend> {
         return None;
     }
     // Most of what reaches the node's own addresses is for the node; the port tells that before the address does.
-    let frontend = tables.frontend(&FrontendKey::node_port(end, key.protocol))?;
-    tables.address(key.destination).contains(AddressFlags::NODE_PORTS).then_some(frontend)
+    let frontend = tables.frontend(&FrontendKey::node_port(end, protocol))?;
+    tables.address(end.address).contains(AddressFlags::NODE_PORTS).then_some(frontend)
 }
 
 /// Whether a packet that no frontend is there for goes to a ClusterIP all the same, so that nobody can answer it
@@ -130,12 +203,12 @@ pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: &Addr) -> bool
 
 /// A backend for a client that the frontend admits: source ranges come first (LBSR-06, LBSR-08 as nftables mode has it).
 #[inline(always)]
-fn admit<T: Tables>(tables: &T, packet: &Packet, frontend: &Frontend) -> Selection {
-    let client = packet.key.source;
-    if frontend.flags.contains(FrontendFlags::RESTRICTED) && !tables.admits(frontend.service, client) {
+fn admit<T: Tables>(tables: &T, client: &Client, frontend: &Frontend) -> Selection {
+    let restricted = frontend.flags.contains(FrontendFlags::RESTRICTED);
+    if restricted && !tables.admits(frontend.service, client.admitted_as) {
         return Selection::NOT_IN_SOURCE_RANGES;
     }
-    let set = if frontend.flags.contains(FrontendFlags::BY_ORIGIN) && !is_inside(tables, packet) {
+    let set = if frontend.flags.contains(FrontendFlags::BY_ORIGIN) && !is_inside(tables, client) {
         Set {
             run: frontend.outside,
             member: BackendFlags::LOCAL_SET,
@@ -146,19 +219,22 @@ fn admit<T: Tables>(tables: &T, packet: &Packet, frontend: &Frontend) -> Selecti
         let member = if local { BackendFlags::LOCAL_SET } else { BackendFlags::CLUSTER_SET };
         Set { run: frontend.slots, member, silent: FrontendFlags::DROP_WHEN_EMPTY }
     };
-    choose(tables, frontend, &set, client)
+    choose(tables, frontend, &set, client.known_as)
 }
 
 /// Whether the client counts as inside the cluster: as a pod, if there is a way to tell, or as the node itself
 /// (DEC-20, DEC-21, DLOC).
 #[inline(always)]
-fn is_inside<T: Tables>(tables: &T, packet: &Packet) -> bool {
-    let client = packet.key.source;
+fn is_inside<T: Tables>(tables: &T, client: &Client) -> bool {
+    if let Some(known) = client.is_inside {
+        return known;
+    }
+    let Client { known_as: address, device, .. } = *client;
     let in_networks =
-        |settings: &NodeSettings| settings.pod_networks.iter().any(|network| network.contains(client));
+        |settings: &NodeSettings| settings.pod_networks.iter().any(|network| network.contains(address));
     tables.settings().is_some_and(in_networks)
-        || tables.device(packet.device).is_some_and(|device| device.flags.contains(DeviceFlags::POD_TRAFFIC))
-        || tables.address(client).contains(AddressFlags::NODE)
+        || tables.device(device).is_some_and(|device| device.flags.contains(DeviceFlags::POD_TRAFFIC))
+        || tables.address(address).contains(AddressFlags::NODE)
 }
 
 /// The backends that a client may reach.

@@ -1,8 +1,8 @@
 //! The agent and its programs on nodes made of network namespaces, with real sockets at both ends.
 //!
 //! One file per question. Who is reached: through ClusterIPs ([`reach`]), NodePorts ([`nodeport`]), external IPs and load
-//! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) and in pieces
-//! ([`fragments`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
+//! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
+//! ([`fragments`]) and from the nodes themselves ([`sockets`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
 //! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
 //! ([`demo`], [`status`])?
@@ -24,6 +24,7 @@ mod reach;
 mod refuse;
 mod sctp;
 mod shapes;
+mod sockets;
 mod source;
 mod spread;
 mod status;

@@ -7,7 +7,7 @@ use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
     AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, SourceRanges, Table, TableKind,
+    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -69,6 +69,7 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<ServiceNames>(),
             describe::<ServiceTraffic>(),
             describe::<Affinities>(),
+            describe::<Sockets>(),
             describe::<Addresses>(),
             describe::<SourceRanges>(),
             describe::<Devices>(),

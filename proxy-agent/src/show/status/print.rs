@@ -19,7 +19,14 @@ impl Show for Status {
             "sources  rewritten for {} flows; {} ports are there for it\n",
             self.rewritten_sources, self.source_ports
         );
-        let sections = [self.drop_table(), self.device_table(), self.bare_table(), self.fill_table()];
+        text += &self.sockets.lines();
+        let sections = [
+            self.drop_table(),
+            self.device_table(),
+            self.bare_table(),
+            self.socket_table(),
+            self.fill_table(),
+        ];
         for section in sections.into_iter().flatten() {
             text += &format!("\n{}\n", lines(&section));
         }
@@ -66,6 +73,15 @@ impl Status {
         (!table.is_empty()).then_some(table)
     }
 
+    fn socket_table(&self) -> Option<comfy_table::Table> {
+        let mut table = grid(["SOCKET HOOK", "PROGRAM"]);
+        right(&mut table, [1]);
+        for row in &self.sockets.hooks {
+            table.add_row([row.name.to_owned(), or_dash(row.program)]);
+        }
+        (!table.is_empty()).then_some(table)
+    }
+
     fn fill_table(&self) -> Option<comfy_table::Table> {
         let mut table = grid(["TABLE", "USED", "CAPACITY"]);
         right(&mut table, [1, 2]);
@@ -78,9 +94,6 @@ impl Status {
 
 impl DeviceRow {
     fn cells(&self) -> [String; 7] {
-        fn or_dash(value: Option<impl ToString>) -> String {
-            value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-        }
         let pods = if self.pod_traffic { ", pods" } else { "" };
         [
             self.name.clone().unwrap_or_else(|| "(not in this namespace)".to_owned()),
@@ -92,6 +105,10 @@ impl DeviceRow {
             or_dash(self.egress),
         ]
     }
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// The counts that are not zero.
@@ -123,7 +140,7 @@ const fn explanation(reason: DropReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::show::{BareDevice, TableRow};
+    use crate::show::{BareDevice, SocketStatus, TableRow};
 
     #[test]
     fn people_see_what_is_there_and_why_packets_were_dropped() {
@@ -141,6 +158,7 @@ mod tests {
             other_layouts: Vec::new(),
             devices: vec![uplink, pod],
             not_attached: vec![BareDevice { index: 1, name: "lo".to_owned(), reason: "loopback" }],
+            sockets: SocketStatus::example(),
             tables: vec![TableRow { name: "FLOWS", used: 6, capacity: 524_288 }],
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
@@ -151,6 +169,8 @@ mod tests {
 pins     /sys/fs/bpf/sluice/v3
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
+sockets  host-only: the node's own processes are served when they connect or send; everybody else by packets; NodePorts are at loopback too
+cgroup   /sys/fs/cgroup, 8 of 8 programs attached
 
 DROPPED     PACKETS  BECAUSE
 no_backend       12  the service has no endpoint that is ready; clients are told
@@ -161,6 +181,16 @@ eth0                         2  uplink               192.0.2.1    -             
 
 NOT ATTACHED  INDEX  REASON
 lo                1  loopback
+
+SOCKET HOOK          PROGRAM
+sluice_getpeername4        9
+sluice_getpeername6        9
+sluice_recvmsg4            9
+sluice_recvmsg6            9
+sluice_connect4            9
+sluice_connect6            9
+sluice_sendmsg4            9
+sluice_sendmsg6            9
 
 TABLE  USED  CAPACITY
 FLOWS     6    524288";

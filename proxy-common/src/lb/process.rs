@@ -1,0 +1,129 @@
+//! The decision for processes: taken once, when a socket connects or sends, before there is a packet.
+
+use crate::{
+    addr::Addr,
+    backend::BackendId,
+    config::SocketFlags,
+    drop::DropReason,
+    filter::AddressRoles,
+    socket::{SocketEntry, SocketKey, View},
+    tuple::{Endpoint, Protocol},
+};
+
+use super::{
+    Tables,
+    select::{Selection, select_for_process},
+};
+
+/// A process that wants to talk to somebody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Process {
+    /// Whom it names.
+    pub end: Endpoint,
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// Cookie of its socket.
+    pub socket: u64,
+    /// Cookie of its network namespace.
+    pub namespace: u64,
+    /// Whether that namespace is the node's own.
+    pub is_host: bool,
+}
+
+impl Process {
+    /// As session affinity knows it: an address that no host can have, made of its namespace.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
+    pub(super) const fn client(&self) -> Addr {
+        Addr::from_v6_words([u32::MAX, u32::MAX, self.namespace as u32, (self.namespace >> 32) as u32])
+    }
+}
+
+/// What becomes of a process's wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Wish {
+    /// It gets what it asked for, or its packets decide.
+    Granted,
+    /// It gets this end.
+    Instead(Endpoint),
+    /// It hears that nobody listens there (BPF-09).
+    Refused(DropReason),
+    /// It hears that it may not.
+    Forbidden(DropReason),
+}
+
+/// The socket table, which only sockets need.
+pub trait Sockets {
+    /// What is known about a socket and somebody whom it talks to.
+    fn socket(&self, key: &SocketKey) -> Option<SocketEntry>;
+    /// Writes it. A full table forgets another entry.
+    fn set_socket(&self, key: &SocketKey, entry: &SocketEntry);
+}
+
+/// The decision for a socket that connects, or a datagram that a socket sends to an address.
+///
+/// A pod's datagrams are left to packets: there every single one looks whether its backend is still there, which a
+/// connected socket cannot.
+#[inline(always)]
+pub fn wish<T: Tables + Sockets>(tables: &T, process: &Process) -> Wish {
+    if !is_served(tables, process) {
+        return Wish::Granted;
+    }
+    let key = SocketKey::new(process.socket, process.end, View::SERVICE);
+    // A datagram goes where the socket's last one to this service went, while that backend serves (BPF-05).
+    if process.protocol == Protocol::UDP
+        && let Some(entry) = tables.socket(&key)
+        && tables.backend(entry.backend).is_some_and(|backend| backend.serves(entry.generation))
+    {
+        return Wish::Instead(entry.end());
+    }
+    let chosen = select_for_process(tables, process);
+    match chosen.outcome() {
+        Some(wish) => wish,
+        None => remember(tables, process, &key, chosen),
+    }
+}
+
+/// Whether a process's wish is looked at, at the price of an array read for most.
+#[inline(always)]
+fn is_served<T: Tables>(tables: &T, process: &Process) -> bool {
+    let Some(settings) = tables.settings() else {
+        return false;
+    };
+    let flags = settings.sockets.flags;
+    let wanted = if process.is_host { SocketFlags::HOST } else { SocketFlags::PODS };
+    if !flags.contains(wanted) || !process.is_host && process.protocol != Protocol::TCP {
+        return false;
+    }
+    process.end.address.is_loopback()
+        || tables.roles(process.end.address).intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+}
+
+/// Remembers both views of the choice.
+#[inline(always)]
+fn remember<T: Tables + Sockets>(tables: &T, process: &Process, key: &SocketKey, chosen: Selection) -> Wish {
+    let id: BackendId = chosen.backend();
+    let Some(backend) = tables.backend(id) else {
+        return Wish::Forbidden(DropReason::BrokenTable);
+    };
+    let entry = |end: Endpoint| SocketEntry {
+        address: end.address,
+        port: end.port,
+        reserved: 0,
+        backend: id,
+        generation: backend.generation,
+    };
+    if process.protocol == Protocol::UDP {
+        tables.set_socket(key, &entry(backend.end()));
+    }
+    tables.set_socket(&SocketKey::new(process.socket, backend.end(), View::BACKEND), &entry(process.end));
+    Wish::Instead(backend.end())
+}
+
+/// Whom a process takes a peer for, if that is another: the sender of a datagram that it receives, or the peer of its
+/// connection.
+#[inline(always)]
+pub fn believed<T: Sockets>(tables: &T, socket: u64, peer: Endpoint) -> Option<Endpoint> {
+    tables.socket(&SocketKey::new(socket, peer, View::BACKEND)).map(|entry| entry.end())
+}
