@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::bits::bit_set;
+
 /// Facts about an address, as bits; value of the address table.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
@@ -14,27 +16,6 @@ impl AddressFlags {
     pub const NODE: Self = Self(2);
     /// An address of this node that accepts NodePorts (NP-05 to NP-09).
     pub const NODE_PORTS: Self = Self(4);
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
-impl core::fmt::Debug for AddressFlags {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let names =
-            [(Self::CLUSTER_IP, "cluster-ip"), (Self::NODE, "node"), (Self::NODE_PORTS, "node-ports")];
-        f.debug_set()
-            .entries(names.iter().filter(|(flag, _)| self.contains(*flag)).map(|(_, name)| name))
-            .finish()
-    }
-}
+bit_set!(AddressFlags, ["cluster-ip", "node", "node-ports"]);

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Addr, endian::Be16, frontend::ServiceId, tuple::Endpoint};
+use crate::{addr::Addr, bits::bit_set, endian::Be16, frontend::ServiceId, tuple::Endpoint};
 
 /// Index of a backend in the backend table.
 #[derive(
@@ -53,20 +53,9 @@ impl BackendFlags {
     /// In the set of its service port that keeps traffic on this node (SEL-04). A backend in neither set keeps the flows
     /// that it has and gets no new ones (CT-11).
     pub const LOCAL_SET: Self = Self(8);
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(BackendFlags);
 
 impl core::fmt::Debug for BackendFlags {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Addr, flow::FlowState, time::Ticks};
+use crate::{addr::Addr, bits::bit_set, flow::FlowState, socket::halves, time::Ticks};
 
 /// Settings of the datapath; value of the settings table.
 ///
@@ -75,8 +75,8 @@ impl SocketSettings {
     #[must_use]
     #[inline(always)]
     pub const fn is_host(&self, namespace: u64) -> bool {
-        let [low, high] = self.host_namespace;
-        low as u64 | (high as u64) << 32 == namespace
+        let ([low, high], [its_low, its_high]) = (self.host_namespace, halves(namespace));
+        low == its_low && high == its_high
     }
 
     /// The address that the node's processes have for source ranges, of the family of `peer`.
@@ -99,20 +99,9 @@ impl SocketFlags {
     pub const PODS: Self = Self(2);
     /// The node's own processes reach NodePorts at loopback addresses (NP-10).
     pub const LOCALHOST_NODE_PORTS: Self = Self(4);
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(SocketFlags);
 
 /// A network: addresses that are equal under a mask. 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

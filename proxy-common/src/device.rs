@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::Addr;
+use crate::{addr::Addr, bits::bit_set};
 
 /// Facts about a device, as bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -15,29 +15,9 @@ impl DeviceFlags {
     pub const LOCAL_CLIENTS: Self = Self(1);
     /// What comes through it is pod traffic: local detection by interface (DLOC-03, DLOC-04).
     pub const POD_TRAFFIC: Self = Self(2);
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
-impl core::fmt::Debug for DeviceFlags {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let names = [(Self::LOCAL_CLIENTS, "local-clients"), (Self::POD_TRAFFIC, "pod-traffic")];
-        f.debug_set()
-            .entries(names.iter().filter(|(flag, _)| self.contains(*flag)).map(|(_, name)| name))
-            .finish()
-    }
-}
+bit_set!(DeviceFlags, ["local-clients", "pod-traffic"]);
 
 /// A device that carries the programs; value of the device table. 36 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]

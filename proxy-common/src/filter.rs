@@ -6,7 +6,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::addr::Addr;
+use crate::{addr::Addr, bits::bit_set};
 
 /// Roles that an address may have, as bits.
 #[derive(Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -23,28 +23,9 @@ impl AddressRoles {
     /// It is this node's own: NodePorts are reached by it, and answers to rewritten sources come back to it. Checked for
     /// destinations at ingress.
     pub const NODE: Self = Self(4);
-
-    /// Whether the address may have the role.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, role: Self) -> bool {
-        self.0 & role.0 == role.0
-    }
-
-    /// Whether the address may have any of the roles.
-    #[must_use]
-    #[inline(always)]
-    pub const fn intersects(self, roles: Self) -> bool {
-        self.0 & roles.0 != 0
-    }
-
-    /// Both sets of roles.
-    #[must_use]
-    #[inline(always)]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
+
+bit_set!(AddressRoles);
 
 impl core::fmt::Debug for AddressRoles {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     backend::{BackendId, Generation},
+    bits::bit_set,
     frontend::ServiceId,
     time::Ticks,
     tuple::{FlowKey, Protocol},
@@ -27,19 +28,6 @@ impl TcpFlags {
     /// The acknowledgement field is significant.
     pub const ACK: Self = Self(0x10);
 
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether any flag of `other` is set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
     /// Whether this opens a connection: SYN without ACK or RST.
     #[must_use]
     #[inline(always)]
@@ -47,6 +35,8 @@ impl TcpFlags {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0) == Self::SYN.0
     }
 }
+
+bit_set!(TcpFlags);
 
 /// Which way a packet of a flow goes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -74,14 +64,9 @@ pub struct FlowFlags(pub u8);
 impl FlowFlags {
     /// When packets of this direction leave the node, their source is rewritten to one of its own addresses.
     pub const MASQUERADE: Self = Self(1);
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
+
+bit_set!(FlowFlags);
 
 impl core::fmt::Debug for FlowFlags {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

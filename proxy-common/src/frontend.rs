@@ -4,6 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
     addr::Addr,
+    bits::bit_set,
     endian::Be16,
     tuple::{Endpoint, Protocol},
 };
@@ -88,46 +89,12 @@ impl FrontendFlags {
     pub const MASQUERADE: Self = Self(16);
     /// [`Frontend::slots`] is the set that keeps traffic on this node.
     pub const LOCAL_SET: Self = Self(32);
-
-    /// Names by bit, lowest first.
-    const NAMES: [&'static str; 6] =
-        ["drop-when-empty", "drop-outside-when-empty", "by-origin", "restricted", "masquerade", "local-set"];
-
-    /// Whether all bits of `other` are set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether any bit of `other` is set.
-    #[must_use]
-    #[inline(always)]
-    pub const fn intersects(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// Both sets of bits.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// The names of the bits that are set.
-    pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Self::NAMES
-            .into_iter()
-            .enumerate()
-            .filter(move |(bit, _)| self.0 >> bit & 1 == 1)
-            .map(|(_, name)| name)
-    }
 }
 
-impl core::fmt::Debug for FrontendFlags {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_set().entries(self.names()).finish()
-    }
-}
+bit_set!(
+    FrontendFlags,
+    ["drop-when-empty", "drop-outside-when-empty", "by-origin", "restricted", "masquerade", "local-set"]
+);
 
 /// A run of slots: the backends of one set. 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]

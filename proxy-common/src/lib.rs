@@ -16,6 +16,7 @@ pub mod addr;
 pub mod addresses;
 pub mod affinity;
 pub mod backend;
+mod bits;
 pub mod checksum;
 pub mod config;
 pub mod counters;

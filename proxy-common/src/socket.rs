@@ -27,6 +27,14 @@ pub struct SocketKey {
     pub padding: u32,
 }
 
+/// A kernel's cookie as tables have it, in words: low half first.
+#[must_use]
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
+pub const fn halves(cookie: u64) -> [u32; 2] {
+    [cookie as u32, (cookie >> 32) as u32]
+}
+
 /// Which question a socket entry answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
@@ -43,9 +51,8 @@ impl SocketKey {
     /// What a socket knows about `end` in this view.
     #[must_use]
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
     pub const fn new(cookie: u64, end: Endpoint, view: View) -> Self {
-        let cookie = [cookie as u32, (cookie >> 32) as u32];
+        let cookie = halves(cookie);
         Self { cookie, address: end.address, port: end.port, view, reserved: 0, padding: 0 }
     }
 }

@@ -326,13 +326,13 @@ impl Tables for Maps {
     fn count_drop(&self, service: ServiceId, reason: DropReason) {
         Self::count(service, |counters| counters.drops += 1);
         let key = ServiceDrop::new(service, reason);
-        if SERVICE_DROPS.get_ptr(key).is_none() {
-            // Another CPU may be first, with the same zeros.
-            let _there = SERVICE_DROPS.insert(key, 0, u64::from(BPF_NOEXIST));
-        }
-        if let Some(count) = SERVICE_DROPS.get_ptr_mut(key) {
+        match SERVICE_DROPS.get_ptr_mut(key) {
             // SAFETY: this CPU's own value; programs do not nest on a CPU at this hook.
-            unsafe { *count += 1 };
+            Some(count) => unsafe { *count += 1 },
+            // The first one of this CPU, even if another has made the entry meanwhile. A full table has no room for it.
+            None => {
+                let _uncounted = SERVICE_DROPS.insert(key, 1, 0);
+            }
         }
     }
 }

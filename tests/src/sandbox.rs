@@ -17,6 +17,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
 };
+use proxy_agent::cgroup;
 
 /// Where the bpffs is mounted, as seen from inside. Mounted over the host's, which stays untouched.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -91,16 +92,6 @@ impl Sandbox {
     }
 }
 
-/// Where the cgroup2 hierarchy is mounted: at `/sys/fs/cgroup` on most systems, below it on hybrid ones.
-///
-/// # Errors
-///
-/// If there is none.
-pub fn cgroup2() -> Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-    mounts.lines().find_map(cgroup2_mount).context("no cgroup2 file system is mounted")
-}
-
 /// The cgroup that this process is in from now on, with everything that it starts: one of its own, if it may have one.
 ///
 /// A cgroup takes 64 programs of a kind, and every agent attaches one: those of several test runs at a time must not share
@@ -112,7 +103,7 @@ pub fn cgroup2() -> Result<PathBuf> {
 pub fn own_cgroup() -> Result<&'static Path> {
     static OWN: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let own = OWN.get_or_init(|| {
-        let root = cgroup2().map_err(|error| format!("{error:#}"))?;
+        let root = cgroup::find().map_err(|error| error.to_string())?;
         Ok(enter_own_cgroup(&root).unwrap_or(root))
     });
     own.as_deref().map_err(|error| anyhow!("{error}"))
@@ -132,27 +123,4 @@ fn enter_own_cgroup(root: &Path) -> Result<PathBuf> {
     std::fs::create_dir(&own)?;
     std::fs::write(own.join("cgroup.procs"), "0")?;
     Ok(own)
-}
-
-/// The mount point of a line of `mountinfo`, if it mounts cgroup2 (proc_pid_mountinfo(5)).
-fn cgroup2_mount(line: &str) -> Option<PathBuf> {
-    let (mount, source) = line.split_once(" - ")?;
-    if source.split(' ').next() != Some("cgroup2") {
-        return None;
-    }
-    mount.split(' ').nth(4).map(PathBuf::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mount_point_is_told_from_other_fields() {
-        let hybrid =
-            "42 32 0:37 / /sys/fs/cgroup/unified rw,relatime shared:18 - cgroup2 cgroup2 rw,nsdelegate";
-        assert_eq!(cgroup2_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
-        let first = "33 32 0:28 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup2 rw,cpu";
-        assert_eq!(cgroup2_mount(first), None);
-    }
 }

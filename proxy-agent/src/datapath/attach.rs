@@ -15,7 +15,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
     load::{Datapath, LoadError, Program},
-    pins::Pins,
+    pins::{self, Pins},
 };
 use crate::devices::{Device, Ifindex, LinkHeader};
 
@@ -254,11 +254,9 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 
 /// Removes a pin. One that is gone already is no error: whoever removed it wanted the same.
 fn unpin(path: &Path) -> Result<(), AttachError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(AttachError::Io { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
+    match pins::unpin(path) {
+        Ok(_was_there) => Ok(()),
+        Err(source) => Err(AttachError::Io { path: path.to_owned(), source }),
     }
 }
 

@@ -119,6 +119,15 @@ impl Pins {
     }
 }
 
+/// Removes a pin. Returns whether there was one: whoever else removed it wanted the same.
+pub(super) fn unpin(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

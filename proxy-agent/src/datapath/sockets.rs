@@ -13,7 +13,7 @@ use aya::programs::{
 
 use super::{
     load::{Datapath, LoadError, SocketProgram},
-    pins::Pins,
+    pins::{self, Pins},
 };
 
 /// Why a program for sockets could not be attached, or detached.
@@ -125,11 +125,7 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize, SocketHookError> {
 
 /// Removes a pin. Returns whether there was one.
 fn unpin(path: &Path) -> Result<bool, SocketHookError> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(SocketHookError::Io { path: path.to_owned(), source }),
-    }
+    pins::unpin(path).map_err(|source| SocketHookError::Io { path: path.to_owned(), source })
 }
 
 /// The pinned links to a cgroup.

@@ -9,6 +9,7 @@ use nix::{
 use proxy_common::{
     addr::Addr,
     config::{SocketFlags, SocketSettings},
+    socket::halves,
 };
 use proxy_model::Family;
 use tracing::{info, warn};
@@ -136,11 +137,6 @@ impl Sockets {
 fn own_namespace() -> nix::Result<u64> {
     let any: OwnedFd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     getsockopt(&any, option::NetworkNamespace)
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
-const fn halves(number: u64) -> [u32; 2] {
-    [number as u32, (number >> 32) as u32]
 }
 
 fn wire(ip: Option<IpAddr>) -> Addr {

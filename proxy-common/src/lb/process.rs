@@ -6,7 +6,7 @@ use crate::{
     config::SocketFlags,
     drop::DropReason,
     filter::AddressRoles,
-    socket::{SocketEntry, SocketKey, View},
+    socket::{SocketEntry, SocketKey, View, halves},
     tuple::{Endpoint, Protocol},
 };
 
@@ -33,9 +33,9 @@ pub struct Process {
 impl Process {
     /// As session affinity knows it: an address that no host can have, made of its namespace.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "a half at a time")]
     pub(super) const fn client(&self) -> Addr {
-        Addr::from_v6_words([u32::MAX, u32::MAX, self.namespace as u32, (self.namespace >> 32) as u32])
+        let [low, high] = halves(self.namespace);
+        Addr::from_v6_words([u32::MAX, u32::MAX, low, high])
     }
 }
 
