@@ -9,6 +9,7 @@
 mod fragment;
 mod hooks;
 mod icmp;
+mod listeners;
 mod maps;
 mod packet;
 mod parse;

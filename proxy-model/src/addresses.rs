@@ -150,12 +150,12 @@ impl AddressBook {
             Some(node) => node.get(&address).copied().unwrap_or_default(),
             None => AddressFlags(self.flags(address).0 & NODE_BITS),
         };
-        let cluster = if self.cluster_ips.contains_key(&address) {
-            AddressFlags::CLUSTER_IP
+        let flags = if self.cluster_ips.contains_key(&address) {
+            // Whoever puts ClusterIPs on devices (NodeLocal DNS, kube-proxy's IPVS mode) wants no NodePorts there.
+            AddressFlags(node.0 & !AddressFlags::NODE_PORTS.0).with(AddressFlags::CLUSTER_IP)
         } else {
-            AddressFlags::default()
+            node
         };
-        let flags = node.with(cluster);
         self.change(address, filter, now, |rows| {
             if flags == AddressFlags::default() {
                 rows.unwant(address);

@@ -8,6 +8,7 @@ mod external;
 mod flow;
 mod journeys;
 mod outside;
+mod own_address;
 mod policies;
 mod property;
 mod restore;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Tables,
+    Listeners, Tables, own,
     select::{Selection, select_for_process},
 };
 
@@ -66,8 +66,8 @@ pub trait Sockets {
 /// A pod's datagrams are left to packets: there every single one looks whether its backend is still there, which a
 /// connected socket cannot.
 #[inline(always)]
-pub fn wish<T: Tables + Sockets>(tables: &T, process: &Process) -> Wish {
-    if !is_served(tables, process) {
+pub fn wish<T: Tables + Sockets, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> Wish {
+    if !is_served(tables, listeners, process) {
         return Wish::Granted;
     }
     let key = SocketKey::new(process.socket, process.end, View::SERVICE);
@@ -87,7 +87,7 @@ pub fn wish<T: Tables + Sockets>(tables: &T, process: &Process) -> Wish {
 
 /// Whether a process's wish is looked at, at the price of an array read for most.
 #[inline(always)]
-fn is_served<T: Tables>(tables: &T, process: &Process) -> bool {
+fn is_served<T: Tables, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
@@ -96,8 +96,20 @@ fn is_served<T: Tables>(tables: &T, process: &Process) -> bool {
     if !flags.contains(wanted) || !process.is_host && process.protocol != Protocol::TCP {
         return false;
     }
-    process.end.address.is_loopback()
-        || tables.roles(process.end.address).intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+    if process.end.address.is_loopback() {
+        return true;
+    }
+    let roles = tables.roles(process.end.address);
+    roles.intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+        && !(own::may_be_both(roles) && is_for_process(tables, listeners, process))
+}
+
+/// Whether a process of the node may be meant (see `own`). From a pod's network it cannot be seen whether one listens
+/// there; the pod's packets will tell.
+#[inline(always)]
+fn is_for_process<T: Tables, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
+    own::is_cluster_ip_of_node(tables, process.end.address)
+        && (!process.is_host || listeners.listens(&process.end, process.protocol))
 }
 
 /// Remembers both views of the choice.

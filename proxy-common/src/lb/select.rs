@@ -194,11 +194,14 @@ fn find<T: Tables>(tables: &T, end: Endpoint, protocol: Protocol) -> Option<Fron
 }
 
 /// Whether a packet that no frontend is there for goes to a ClusterIP all the same, so that nobody can answer it
-/// (CIP-03, in nftables mode).
+/// (CIP-03, in nftables mode). The node can, if it has the address.
 #[inline(never)]
 pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: &Addr) -> bool {
-    tables.roles(*destination).contains(AddressRoles::FRONTEND)
-        && tables.address(*destination).contains(AddressFlags::CLUSTER_IP)
+    if !tables.roles(*destination).contains(AddressRoles::FRONTEND) {
+        return false;
+    }
+    let flags = tables.address(*destination);
+    flags.contains(AddressFlags::CLUSTER_IP) && !flags.contains(AddressFlags::NODE)
 }
 
 /// A backend for a client that the frontend admits: source ranges come first (LBSR-06, LBSR-08 as nftables mode has it).

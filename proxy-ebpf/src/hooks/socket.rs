@@ -15,7 +15,10 @@ use proxy_common::{
     tuple::{Endpoint, Protocol},
 };
 
-use crate::maps::{self, Maps};
+use crate::{
+    listeners::Listeners,
+    maps::{self, Maps},
+};
 
 /// Go on, perhaps with another address.
 const PROCEED: i32 = 1;
@@ -108,7 +111,7 @@ pub(crate) fn towards<F: Family>(ctx: &SockAddrContext) -> i32 {
     let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let is_host = Maps.settings().is_some_and(|settings| settings.sockets.is_host(namespace));
     let process = Process { end: end::<F>(raw), protocol, socket: cookie(ctx), namespace, is_host };
-    match lb::wish(&Maps, &process) {
+    match lb::wish(&Maps, &Listeners(ctx.as_ptr()), &process) {
         Wish::Granted => PROCEED,
         Wish::Instead(end) => {
             set_end::<F>(raw, end);

@@ -2,6 +2,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
@@ -14,6 +15,7 @@ use proxy_common::{
 
 use crate::{
     fragment, icmp,
+    listeners::Listeners,
     maps::{self, Maps},
     packet::Note as _,
     parse::{self, Content, HEADERS},
@@ -75,7 +77,7 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
         };
     }
     let verdict = match hook {
-        Hook::INGRESS => lb::ingress(&Maps, &parsed.packet),
+        Hook::INGRESS => lb::ingress(&Maps, &Listeners(ctx.as_ptr()), &parsed.packet),
         _ => lb::egress(&Maps, &parsed.packet, ctx.is_masqueraded()),
     };
     let new = match verdict {
