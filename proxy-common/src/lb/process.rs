@@ -49,7 +49,7 @@ pub enum Wish {
     Instead(Endpoint),
     /// It hears that nobody listens there (BPF-09).
     Refused(DropReason),
-    /// It hears that it may not.
+    /// It hears that there is no way: its packets would be dropped without a word.
     Forbidden(DropReason),
 }
 

@@ -15,9 +15,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     runtime,
     sync::oneshot,
 };
@@ -52,8 +53,21 @@ impl Server {
     ///
     /// If the port cannot be had.
     pub fn start(machine: &Machine, port: u16) -> Result<Self> {
+        Self::start_with(machine, port, socket2::Protocol::TCP)
+    }
+
+    /// As [`Server::start`], with Multipath TCP (RFC 8684) for clients that know it.
+    ///
+    /// # Errors
+    ///
+    /// If the port cannot be had, or the kernel has no such sockets.
+    pub fn start_multipath(machine: &Machine, port: u16) -> Result<Self> {
+        Self::start_with(machine, port, socket2::Protocol::MPTCP)
+    }
+
+    fn start_with(machine: &Machine, port: u16, streams: socket2::Protocol) -> Result<Self> {
         Self::listen(machine, port, move || {
-            let tcp = listener(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
+            let tcp = listener(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), streams)?;
             // A socket for each address: one for all would answer from the address of the way back, which on a machine
             // with several need not be the one that was asked.
             let udp = own_addresses()?.into_iter().map(|address| receiver((address, port).into()));
@@ -69,8 +83,8 @@ impl Server {
     pub fn start_at(machine: &Machine, ends: Ends) -> Result<Self> {
         Self::listen(machine, ends.port, move || {
             let ends = Family::ALL.map(|family| ends.of(family));
-            let tcp = ends.into_iter().map(listener).collect::<io::Result<_>>()?;
-            Ok((tcp, ends.into_iter().map(receiver).collect::<io::Result<_>>()?))
+            let tcp = ends.into_iter().map(|end| listener(end, socket2::Protocol::TCP));
+            Ok((tcp.collect::<io::Result<_>>()?, ends.into_iter().map(receiver).collect::<io::Result<_>>()?))
         })
     }
 
@@ -139,12 +153,14 @@ impl Drop for Server {
     }
 }
 
-fn listener(at: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(at)?;
+fn listener(at: SocketAddr, protocol: socket2::Protocol) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(protocol))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
     // Room for everybody who connects at once: a full backlog would look like loss on the way.
-    socket.listen(4096)
+    socket.listen(4096)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
 }
 
 fn receiver(at: SocketAddr) -> io::Result<UdpSocket> {

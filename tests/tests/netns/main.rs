@@ -2,7 +2,7 @@
 //!
 //! One file per question. Who is reached: through ClusterIPs ([`reach`]), NodePorts ([`nodeport`]), external IPs and load
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
-//! ([`fragments`]) and from the nodes themselves ([`sockets`]); and who comes before a service at its address ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
+//! ([`fragments`]) and from the nodes themselves ([`sockets`]); what the kernel connects by itself ([`kernel_clients`]), and who comes before a service at its address ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
 //! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
 //! ([`demo`], [`status`])?
@@ -15,6 +15,7 @@ mod expect;
 mod external;
 mod flood;
 mod fragments;
+mod kernel_clients;
 mod lifecycle;
 mod load;
 mod manifests;
