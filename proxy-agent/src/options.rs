@@ -1,6 +1,6 @@
 //! From the command line to what the agent runs with: everything that two flags say together is checked here.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use proxy_common::config::SocketFlags;
 use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, ParseOptionError};
@@ -33,6 +33,9 @@ pub enum OptionError {
         what: &'static str,
     },
 }
+
+/// How long after an audit of the tables the next one begins.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(300);
 
 /// What the agent of the node called `node_name` runs with.
 pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError> {
@@ -81,6 +84,7 @@ pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError>
         devices: DeviceRules { classes, pods },
         node_ports: services.node_port_range,
         sockets,
+        audit_interval: AUDIT_INTERVAL,
     })
 }
 

@@ -3,6 +3,7 @@
 //! One task owns the model and the tables, so there are no locks. Whatever woke it, a round ends the same way: plan,
 //! commit, and come back soon if something could not be finished.
 
+mod audit;
 mod placing;
 mod settings;
 mod sockets;
@@ -26,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use self::{placing::Placing, settings::Settings, sockets::Sockets};
+use self::{audit::Auditing, placing::Placing, settings::Settings, sockets::Sockets};
 use crate::{
     datapath::{
         self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, sweep,
@@ -55,6 +56,8 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Who is served at sockets.
     pub sockets: SocketOptions,
+    /// How long after an audit of the tables the next one begins.
+    pub audit_interval: Duration,
 }
 
 /// Who is served at sockets.
@@ -116,6 +119,7 @@ pub async fn run(
                     agent.place_again(&mut devices).await;
                 }
             }
+            () = sleep_until(agent.auditing.due().into()) => agent.audit(),
             () = reached(retry_at) => {
                 retry_at = None;
                 if agent.is_misplaced() {
@@ -165,6 +169,7 @@ struct Agent {
     sockets: Sockets,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
+    auditing: Auditing,
     /// When the flow table is to be swept again.
     sweep_at: Instant,
     /// How full the latest sweep left the flow table.
@@ -179,7 +184,7 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets } = options;
+        let Options { bpffs, model, devices, node_ports, sockets, audit_interval } = options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
         let mut datapath = datapath::load(&pins)?;
@@ -208,6 +213,7 @@ impl Agent {
             tables,
             started: Instant::now(),
             unplaced: None,
+            auditing: Auditing::every(audit_interval),
             sweep_at: Instant::now(),
             pressure: Pressure::Low,
             is_short_of_room: false,
@@ -325,6 +331,12 @@ impl Agent {
 
     fn serve_sockets(&mut self) {
         self.sockets.serve(&mut self.datapath, &self.pins);
+    }
+
+    /// Looks at a part of the tables, if it is time.
+    fn audit(&mut self) {
+        let Self { auditing, model, tables, settings, placing, .. } = self;
+        auditing.go_on(model, tables, settings, placing);
     }
 
     fn start_sweep(&mut self, sweeping: &mut JoinSet<Swept>) {

@@ -87,7 +87,7 @@ impl Table for Addresses {
 }
 
 /// Range of sources that a service port admits. Written by the agent, read for new flows of restricted frontends.
-/// Absence: not admitted. The value says nothing.
+/// Absence: not admitted. The value is the prefix length again: it tells which range a lookup has found.
 #[derive(Debug)]
 pub enum SourceRanges {}
 

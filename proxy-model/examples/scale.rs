@@ -172,6 +172,10 @@ impl Io for Ram {
 macro_rules! in_memory {
     ($($table:ty => $field:ident),*) => {$(
         impl TableIo<$table> for Ram {
+            fn get(&self, key: &<$table as Table>::Key) -> Result<Option<<$table as Table>::Value>, Infallible> {
+                Ok(self.$field.get(key).copied())
+            }
+
             fn put(
                 &mut self,
                 key: &<$table as Table>::Key,
@@ -184,6 +188,10 @@ macro_rules! in_memory {
         }
 
         impl HashTableIo<$table> for Ram {
+            fn keys(&self) -> Result<Vec<<$table as Table>::Key>, Infallible> {
+                Ok(self.$field.keys().copied().collect())
+            }
+
             fn delete(&mut self, key: &<$table as Table>::Key) -> Result<(), Infallible> {
                 self.writes += 1;
                 self.$field.remove(key);

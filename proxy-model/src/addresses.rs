@@ -109,6 +109,11 @@ impl AddressBook {
         addresses.iter().map(row).collect()
     }
 
+    /// The rows.
+    pub(crate) const fn rows(&self) -> &Delta<Addresses> {
+        &self.rows
+    }
+
     /// What the kernel knows about an address.
     fn flags(&self, address: Addr) -> AddressFlags {
         self.rows.actual(&address).copied().unwrap_or_default()

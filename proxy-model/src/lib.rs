@@ -9,6 +9,7 @@
 
 mod address;
 mod addresses;
+mod audit;
 mod change;
 mod cidr;
 mod claims;
@@ -36,6 +37,7 @@ mod tables;
 mod target;
 mod topology;
 
+pub use audit::Audit;
 pub use change::{Change, Event, ObjectName};
 pub use cidr::{Cidr, ParseCidrError};
 pub use error::{CommitError, Kind, Misfit, ObjectError, PlanError};

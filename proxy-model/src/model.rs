@@ -17,6 +17,7 @@ use proxy_common::{
 
 use crate::{
     address::unusable,
+    audit::Audit,
     change::{Change, ObjectName},
     claims::Claims,
     error::{CommitError, Misfit, ObjectError, PlanError},
@@ -210,6 +211,32 @@ impl Model {
             }
         }
         errors
+    }
+
+    /// Begins to look whether the tables still contain what was written (SYNC-06); `None` before anything was.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be listed.
+    pub fn begin_audit<I: TablesIo>(&self, io: &I) -> Result<Option<Audit>, CommitError<I::Error>> {
+        match self.stage {
+            Stage::Waiting => Ok(None),
+            Stage::Running => Audit::of(&self.tables, io).map(Some),
+        }
+    }
+
+    /// Looks at so many more entries at most, and puts right what is not as it was written.
+    ///
+    /// # Errors
+    ///
+    /// If an entry cannot be read or put right. The others can still be looked at.
+    pub fn go_on<I: TablesIo>(
+        &self,
+        audit: &mut Audit,
+        most: usize,
+        io: &mut I,
+    ) -> Result<(), CommitError<I::Error>> {
+        audit.go_on(most, &self.tables, io)
     }
 
     /// Whether anything waits: for [`Model::plan`], for a write to be repeated, or for room in a table. The agent calls

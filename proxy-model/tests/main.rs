@@ -1,6 +1,7 @@
 //! The model as the agent uses it: objects in, table writes out.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod audit;
 mod capacity;
 mod commit;
 mod common;

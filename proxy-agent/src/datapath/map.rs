@@ -192,6 +192,11 @@ impl<T: Table> HashTable<T> {
         removed::<T>(self.map.remove(&Raw(*key)))
     }
 
+    /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
+    pub fn keys(&self) -> Result<Vec<T::Key>, TableError> {
+        self.map.keys().filter_map(|key| listed::<T, _>(key.map(|Raw(key)| key))).collect()
+    }
+
     /// All entries, in the kernel's order. Entries that come or go meanwhile may be missed.
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
         self.map.iter().filter_map(|entry| listed::<T, _>(entry.map(|(Raw(key), Raw(value))| (key, value))))
@@ -208,6 +213,20 @@ impl<T: Table<Key = SourceRange>> TrieTable<T> {
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
         let map = open::<T>(pins)?;
         Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+    }
+
+    /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
+    pub fn keys(&self) -> Result<Vec<SourceRange>, TableError> {
+        self.entries().map(|entry| entry.map(|(range, _)| range)).collect()
+    }
+
+    /// The value of the longest range that contains this one, or is it; `None` if there is none.
+    pub fn longest(&self, key: &SourceRange) -> Result<Option<T::Value>, TableError> {
+        match self.map.get(&prefix(key), 0) {
+            Ok(Raw(value)) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(kernel::<T>("cannot read an entry")(error)),
+        }
     }
 
     /// Writes an entry, new or not.

@@ -77,6 +77,24 @@ impl Placing {
         Ok(self.attached.len() < before)
     }
 
+    /// Looks whether the datapath still knows of devices what it was told, and puts it right if not (SYNC-06). Returns how
+    /// many rows were wrong.
+    pub(super) fn audit(&mut self) -> Result<usize, TableError> {
+        let known: BTreeSet<_> = self.table.keys()?.into_iter().map(Ifindex).collect();
+        let mut repaired = 0;
+        for (index, row) in &self.rows {
+            if self.table.get(&index.0)? != Some(*row) {
+                self.table.put(&index.0, row)?;
+                repaired += 1;
+            }
+        }
+        for index in known.iter().filter(|index| !self.rows.contains_key(index)) {
+            self.table.delete(&index.0)?;
+            repaired += 1;
+        }
+        Ok(repaired)
+    }
+
     /// Brings the programs onto every device where they belong, and off the others.
     pub(super) fn place(
         &mut self,

@@ -57,6 +57,15 @@ impl Settings {
         self.put(NodeSettings { sockets, ..self.current })
     }
 
+    /// Looks whether the datapath still has them, and puts them right if not (SYNC-06). Returns whether it had them.
+    pub(super) fn audit(&mut self) -> Result<bool, TableError> {
+        let is_right = self.table.get(0)? == Some(self.current);
+        if !is_right {
+            self.table.put(0, &self.current)?;
+        }
+        Ok(is_right)
+    }
+
     fn put(&mut self, settings: NodeSettings) -> Result<(), TableError> {
         self.table.put(0, &settings)?;
         self.current = settings;

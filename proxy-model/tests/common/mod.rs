@@ -106,6 +106,10 @@ impl Io for Memory {
 macro_rules! memory_table {
     ($table:ty, $field:ident) => {
         impl TableIo<$table> for Memory {
+            fn get(&self, key: &<$table as Table>::Key) -> Result<Option<<$table as Table>::Value>, Refused> {
+                Ok(self.$field.get(key).copied())
+            }
+
             fn put(
                 &mut self,
                 key: &<$table as Table>::Key,
@@ -132,6 +136,10 @@ memory_table!(SourceRanges, ranges);
 macro_rules! memory_hash_table {
     ($table:ty, $field:ident) => {
         impl HashTableIo<$table> for Memory {
+            fn keys(&self) -> Result<Vec<<$table as Table>::Key>, Refused> {
+                Ok(self.$field.keys().copied().collect())
+            }
+
             fn delete(&mut self, key: &<$table as Table>::Key) -> Result<(), Refused> {
                 self.attempt(<$table>::NAME)?;
                 self.$field.remove(key);
