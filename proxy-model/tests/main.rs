@@ -11,4 +11,5 @@ mod outside;
 mod policies;
 mod property;
 mod restore;
+mod retired;
 mod scenarios;
