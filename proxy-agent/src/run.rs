@@ -6,6 +6,7 @@
 mod placing;
 mod settings;
 mod sockets;
+mod stale;
 
 use std::{
     collections::BTreeSet,
@@ -26,7 +27,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use self::{placing::Placing, settings::Settings, sockets::Sockets};
+use self::{placing::Placing, settings::Settings, sockets::Sockets, stale::StaleSockets};
 use crate::{
     datapath::{
         self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, sweep,
@@ -101,6 +102,7 @@ pub async fn run(
     agent.serve_sockets();
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
+    let mut stale = StaleSockets::new(&agent.pins, agent.sockets.protocols());
     // Outlives a round: a busy cluster must not put off what failed.
     let mut retry_at = None;
     tokio::pin!(stop);
@@ -116,6 +118,7 @@ pub async fn run(
                     agent.place_again(&mut devices).await;
                 }
             }
+            () = stale.proceed() => {}
             () = reached(retry_at) => {
                 retry_at = None;
                 if agent.is_misplaced() {
@@ -125,6 +128,7 @@ pub async fn run(
             }
         }
         agent.program();
+        stale.note(&agent.model.take_retired());
         retry_at = agent.is_unfinished().then(|| retry_at.unwrap_or_else(|| Instant::now() + RETRY));
     }
     info!("stopping; the datapath goes on by itself");

@@ -11,7 +11,7 @@ use proxy_common::{
     config::{SocketFlags, SocketSettings},
     socket::halves,
 };
-use proxy_model::Family;
+use proxy_model::{Family, Transport};
 use tracing::{info, warn};
 
 use super::SocketOptions;
@@ -81,6 +81,11 @@ impl Sockets {
     /// What the datapath is told.
     pub(super) const fn settings(&self) -> SocketSettings {
         self.settings
+    }
+
+    /// The protocols by which the node's own processes get their backend at their sockets.
+    pub(super) const fn protocols(&self) -> &'static [Transport] {
+        if self.settings.flags.contains(SocketFlags::HOST) { &[Transport::Udp] } else { &[] }
     }
 
     /// Takes note of the node's addresses.

@@ -1,11 +1,13 @@
 //! Who is served at sockets.
 
 use proxy_common::config::{NodeSettings, SocketFlags};
+use proxy_model::Transport;
 use serde::Serialize;
 
 use crate::{
     cgroup,
     datapath::{Pins, SocketProgram, pinned_socket_hooks},
+    diag::Diag,
 };
 
 /// Who is served when they connect or send.
@@ -21,6 +23,8 @@ pub struct SocketStatus {
     pub hooks: Vec<SocketHookRow>,
     /// The programs that should be attached and are not.
     pub missing: Vec<&'static str>,
+    /// Why connected UDP sockets stay with a backend that is gone, if they do.
+    pub cannot_abort: Option<String>,
 }
 
 /// A program that is attached to the cgroup.
@@ -41,7 +45,17 @@ pub(super) fn sockets(pins: &Pins, settings: Option<&NodeSettings>) -> SocketSta
     });
     let rows =
         pinned.iter().map(|hook| SocketHookRow { name: hook.program.name(), program: hook.program_id });
-    SocketStatus::new(flags, cgroup, rows.collect())
+    let status = SocketStatus::new(flags, cgroup, rows.collect());
+    let cannot_abort = if status.mode == "off" { None } else { inability() };
+    SocketStatus { cannot_abort, ..status }
+}
+
+/// Why this kernel does not let sockets be aborted, if it does not.
+fn inability() -> Option<String> {
+    match Diag::open().and_then(|mut diag| diag.inability(Transport::Udp)) {
+        Ok(unable) => unable.map(|unable| unable.to_string()),
+        Err(error) => Some(crate::report(&error)),
+    }
 }
 
 impl SocketStatus {
@@ -61,6 +75,7 @@ impl SocketStatus {
             cgroup,
             hooks,
             missing,
+            cannot_abort: None,
         }
     }
 
@@ -93,6 +108,9 @@ impl SocketStatus {
             }
             text.push('\n');
         }
+        if let Some(reason) = &self.cannot_abort {
+            text += &format!("         connected UDP sockets stay with a backend that is gone: {reason}\n");
+        }
         text
     }
 }
@@ -121,6 +139,8 @@ mod tests {
         let text = status.lines();
         assert!(text.starts_with("sockets  on: ") && text.contains("7 of 8"), "{text}");
         assert!(text.contains("missing: sluice_connect4"), "{text}");
+        let status = SocketStatus { cannot_abort: Some("no such thing".to_owned()), ..status };
+        assert!(status.lines().ends_with("stay with a backend that is gone: no such thing\n"));
         let off = SocketStatus::new(SocketFlags::default(), None, Vec::new());
         assert!(off.missing.is_empty());
         assert_eq!(off.lines().lines().count(), 1, "{}", off.lines());
