@@ -114,9 +114,7 @@ pub async fn run(
             () = sleep_until(agent.sweep_at.into()), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => {
                 agent.finish_sweep(swept);
-                if agent.has_lost_programs() {
-                    agent.place_again(&mut devices).await;
-                }
+                agent.look_after_programs(&mut devices).await;
             }
             () = stale.proceed() => {}
             () = reached(retry_at) => {
@@ -359,12 +357,17 @@ impl Agent {
         self.sweep_at = Instant::now() + self.pressure.interval();
     }
 
-    /// Looks whether the programs are still where they were put.
-    fn has_lost_programs(&mut self) -> bool {
-        self.placing.notice_losses(&self.pins).unwrap_or_else(|error| {
+    /// Puts programs back that somebody has taken off.
+    async fn look_after_programs(&mut self, devices: &mut Devices) {
+        let lost = self.placing.notice_losses(&self.pins);
+        if lost.unwrap_or_else(|error| {
             warn!(error = %crate::report(&error), "cannot look after the programs");
             false
-        })
+        }) {
+            self.place_again(devices).await;
+        }
+        self.sockets.notice_losses(&self.pins);
+        self.serve_sockets();
     }
 
     /// Told once: between high and low pressure the table may go up and down with every sweep.

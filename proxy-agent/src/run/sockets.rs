@@ -17,7 +17,10 @@ use tracing::{info, warn};
 use super::SocketOptions;
 use crate::{
     cgroup,
-    datapath::{Datapath, Pins, SocketHookError, SocketProgram, attach_socket, detach_sockets},
+    datapath::{
+        Datapath, Pins, SocketHook, SocketHookError, SocketProgram, attach_socket, detach_sockets,
+        socket_hooks,
+    },
     devices::{Inventory, node_address},
 };
 
@@ -100,6 +103,24 @@ impl Sockets {
     /// Whether there is something to try again.
     pub(super) const fn is_unfinished(&self) -> bool {
         !self.is_settled
+    }
+
+    /// Forgets the programs that somebody has detached, so that they are attached anew (SYNC-06).
+    pub(super) fn notice_losses(&mut self, pins: &Pins) {
+        if self.attached.is_empty() {
+            return;
+        }
+        let hooks = socket_hooks(pins);
+        let is_attached = |program: &SocketProgram| {
+            hooks.iter().any(|(known, hook)| known == program && matches!(hook, SocketHook::Attached { .. }))
+        };
+        let before = self.attached.len();
+        self.attached.retain(is_attached);
+        let lost = before - self.attached.len();
+        if lost > 0 {
+            warn!(programs = lost, "somebody has detached programs from sockets; they are put back");
+            self.is_settled = false;
+        }
     }
 
     /// Attaches what is not attached, or detaches what an earlier run has left.
