@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod datapath;
 pub mod devices;
+pub mod diag;
 pub mod options;
 pub mod ports;
 pub mod run;

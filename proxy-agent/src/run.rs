@@ -7,6 +7,7 @@ mod audit;
 mod placing;
 mod settings;
 mod sockets;
+mod stale;
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +28,9 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use self::{audit::Auditing, placing::Placing, settings::Settings, sockets::Sockets};
+use self::{
+    audit::Auditing, placing::Placing, settings::Settings, sockets::Sockets, stale::StaleSockets,
+};
 use crate::{
     datapath::{
         self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, sweep,
@@ -104,6 +107,7 @@ pub async fn run(
     agent.serve_sockets();
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
+    let mut stale = StaleSockets::new(&agent.pins, agent.sockets.protocols());
     // Outlives a round: a busy cluster must not put off what failed.
     let mut retry_at = None;
     tokio::pin!(stop);
@@ -115,11 +119,10 @@ pub async fn run(
             () = sleep_until(agent.sweep_at.into()), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => {
                 agent.finish_sweep(swept);
-                if agent.has_lost_programs() {
-                    agent.place_again(&mut devices).await;
-                }
+                agent.look_after_programs(&mut devices).await;
             }
             () = sleep_until(agent.auditing.due().into()) => agent.audit(),
+            () = stale.proceed() => {}
             () = reached(retry_at) => {
                 retry_at = None;
                 if agent.is_misplaced() {
@@ -129,6 +132,7 @@ pub async fn run(
             }
         }
         agent.program();
+        stale.note(&agent.model.take_retired());
         retry_at = agent.is_unfinished().then(|| retry_at.unwrap_or_else(|| Instant::now() + RETRY));
     }
     info!("stopping; the datapath goes on by itself");
@@ -367,12 +371,17 @@ impl Agent {
         self.sweep_at = Instant::now() + self.pressure.interval();
     }
 
-    /// Looks whether the programs are still where they were put.
-    fn has_lost_programs(&mut self) -> bool {
-        self.placing.notice_losses(&self.pins).unwrap_or_else(|error| {
+    /// Puts programs back that somebody has taken off.
+    async fn look_after_programs(&mut self, devices: &mut Devices) {
+        let lost = self.placing.notice_losses(&self.pins);
+        if lost.unwrap_or_else(|error| {
             warn!(error = %crate::report(&error), "cannot look after the programs");
             false
-        })
+        }) {
+            self.place_again(devices).await;
+        }
+        self.sockets.notice_losses(&self.pins);
+        self.serve_sockets();
     }
 
     /// Told once: between high and low pressure the table may go up and down with every sweep.

@@ -22,7 +22,7 @@ use crate::{
     claims::Claims,
     error::{CommitError, Misfit, ObjectError, PlanError},
     io::{TableIo, TablesIo},
-    name::{Family, ServicePortName},
+    name::{Family, ServicePortName, Transport},
     node::ThisNode,
     options::{DetectLocal, Options},
     programmed::{Programmed, Progress},
@@ -54,6 +54,8 @@ pub struct Model {
     leftovers: Leftovers,
     /// Whether the node's addresses have changed since the last plan.
     readdressed: bool,
+    /// Of which protocols backends were retired since [`Model::take_retired`].
+    retired: BTreeSet<Transport>,
     stage: Stage,
 }
 
@@ -111,6 +113,7 @@ impl Model {
             unfit: BTreeSet::new(),
             leftovers,
             readdressed: false,
+            retired: BTreeSet::new(),
             stage: Stage::Waiting,
         }
     }
@@ -163,7 +166,7 @@ impl Model {
         if self.stage == Stage::Waiting {
             return errors;
         }
-        let Self { tables, programmed, pending, leftovers, .. } = self;
+        let Self { tables, programmed, pending, leftovers, retired, .. } = self;
         let mut installed = Vec::new();
         for port in mem::take(pending) {
             let Some(entry) = programmed.get_mut(&port) else {
@@ -183,7 +186,13 @@ impl Model {
             let Some(entry) = programmed.get_mut(&port) else {
                 continue;
             };
-            match entry.retire(now, tables, io) {
+            let leaving = entry.leaving();
+            let progress = entry.retire(now, tables, io);
+            // Those before the one that could not be written are retired.
+            if port.transport == Transport::Udp && entry.leaving() < leaving {
+                retired.insert(port.transport);
+            }
+            match progress {
                 Ok(Progress::Settled) if entry.is_unwanted() => {
                     programmed.remove(&port);
                 }
@@ -198,7 +207,8 @@ impl Model {
             }
         }
         // A frontend that could not be replaced may still lead to any leftover backend.
-        if !failed {
+        if !failed && !leftovers.is_empty() {
+            retired.extend(Transport::ALL);
             errors.extend(leftovers.retire(now, tables, io).map_err(|failure| failure.of(None)).err());
         }
         for address in tables.addresses.pending() {
@@ -237,6 +247,14 @@ impl Model {
         io: &mut I,
     ) -> Result<(), CommitError<I::Error>> {
         audit.go_on(most, &self.tables, io)
+    }
+
+    /// Of which protocols backends may have been retired since the last call that sockets must not stay with: UDP (CT-08);
+    /// TCP keeps its backend (CT-20). After the first full commit, all: an earlier run may have ended between retiring and
+    /// this.
+    #[must_use]
+    pub fn take_retired(&mut self) -> BTreeSet<Transport> {
+        mem::take(&mut self.retired)
     }
 
     /// Whether anything waits: for [`Model::plan`], for a write to be repeated, or for room in a table. The agent calls

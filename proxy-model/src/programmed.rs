@@ -94,6 +94,11 @@ impl Programmed {
         self.keys.is_empty()
     }
 
+    /// How many backends wait until no frontend leads to them.
+    pub(crate) fn leaving(&self) -> usize {
+        self.leaving.len()
+    }
+
     /// Sets what it should have. If that does not fit, nothing changes. The caller decides what becomes of frontends
     /// that it should have no longer.
     pub(crate) fn aim(&mut self, target: &Target, now: Duration, tables: &mut Tables) -> Result<(), Misfit> {

@@ -13,4 +13,5 @@ mod own_address;
 mod policies;
 mod property;
 mod restore;
+mod retired;
 mod scenarios;

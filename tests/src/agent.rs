@@ -217,18 +217,29 @@ impl Agent {
         self.namespace.output(Command::new(&self.binary).args(arguments).arg("--bpffs").arg(&self.pins))
     }
 
-    /// Takes its programs off all devices, as somebody might who cleans up too much.
+    /// Takes its programs off all devices and sockets, as somebody might who cleans up too much.
     ///
     /// # Errors
     ///
     /// If there is nothing to take off, or it cannot be.
     pub fn detach_all(&self) -> Result<()> {
-        let is_link = |pin: &&PathBuf| pin.parent().is_some_and(|parent| parent.ends_with("links"));
-        let pins = self.pins()?;
-        let links: Vec<_> = pins.iter().filter(is_link).collect();
-        ensure!(!links.is_empty(), "no links among {pins:?}");
+        self.links("")?.iter().try_for_each(|link| fs::remove_file(link).context("remove a link"))
+    }
+
+    /// The pins of its links whose names begin so, in order, as threads outside the sandbox reach them.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or the directory cannot be read.
+    pub fn links(&self, prefix: &str) -> Result<Vec<PathBuf>> {
+        let is_link = |pin: &PathBuf| {
+            let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            pin.parent().is_some_and(|parent| parent.ends_with("links")) && name.starts_with(prefix)
+        };
         let root = Sandbox::shared()?.view(&self.pins);
-        links.iter().try_for_each(|link| fs::remove_file(root.join(link)).context("remove a link"))
+        let links: Vec<_> = self.pins()?.into_iter().filter(is_link).map(|link| root.join(link)).collect();
+        ensure!(!links.is_empty(), "no links {prefix}* of {}", self.node);
+        Ok(links)
     }
 
     /// The directory of its pins, as seen from inside the sandbox.

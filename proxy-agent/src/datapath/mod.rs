@@ -19,6 +19,6 @@ pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
-pub use sockets::{PinnedSocketHook, SocketHookError, attach_socket, detach_sockets, pinned_socket_hooks};
+pub use sockets::{SocketHook, SocketHookError, attach_socket, detach_sockets, socket_hooks};
 pub use sweep::{Pressure, Sweep, sweep};
 pub use tables::KernelTables;

@@ -22,7 +22,7 @@ use proxy_common::{
 };
 use serde::Serialize;
 
-pub use sockets::{SocketHookRow, SocketStatus};
+pub use sockets::{MissingHook, SocketHookRow, SocketStatus};
 
 use super::ShowError;
 use crate::{

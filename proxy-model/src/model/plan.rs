@@ -11,7 +11,7 @@ use crate::{
     change::ObjectName,
     claims::of_service,
     error::{Misfit, PlanError},
-    name::ServicePortName,
+    name::{ServicePortName, Transport},
     programmed::{Counters, Programmed},
     service::ServicePort,
     state::ParsedService,
@@ -42,6 +42,7 @@ impl Model {
         self.plan_node(now);
         if self.stage == Stage::Waiting {
             self.leftovers.collect(&mut self.tables, &self.programmed, now);
+            self.retired.extend(Transport::ALL);
             self.stage = Stage::Running;
         }
         news

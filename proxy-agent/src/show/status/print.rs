@@ -25,6 +25,7 @@ impl Show for Status {
             self.device_table(),
             self.bare_table(),
             self.socket_table(),
+            self.missing_table(),
             self.fill_table(),
         ];
         for section in sections.into_iter().flatten() {
@@ -77,7 +78,16 @@ impl Status {
         let mut table = grid(["SOCKET HOOK", "PROGRAM"]);
         right(&mut table, [1]);
         for row in &self.sockets.hooks {
-            table.add_row([row.name.to_owned(), or_dash(row.program)]);
+            let elsewhere = row.other_cgroup.as_ref().map(|cgroup| format!(" (cgroup {cgroup})"));
+            table.add_row([row.name.to_owned() + &elsewhere.unwrap_or_default(), row.program.to_string()]);
+        }
+        (!table.is_empty()).then_some(table)
+    }
+
+    fn missing_table(&self) -> Option<comfy_table::Table> {
+        let mut table = grid(["SOCKET HOOK NOT ATTACHED", "REASON"]);
+        for row in &self.sockets.missing {
+            table.add_row([row.name, row.reason.as_str()]);
         }
         (!table.is_empty()).then_some(table)
     }
@@ -140,7 +150,7 @@ const fn explanation(reason: DropReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::show::{BareDevice, SocketStatus, TableRow};
+    use crate::show::{BareDevice, MissingHook, SocketStatus, TableRow};
 
     #[test]
     fn people_see_what_is_there_and_why_packets_were_dropped() {
@@ -158,7 +168,10 @@ mod tests {
             other_layouts: Vec::new(),
             devices: vec![uplink, pod],
             not_attached: vec![BareDevice { index: 1, name: "lo".to_owned(), reason: "loopback" }],
-            sockets: SocketStatus::example(),
+            sockets: SocketStatus {
+                missing: vec![MissingHook { name: "sluice_connect4", reason: "no pin".to_owned() }],
+                ..SocketStatus::example()
+            },
             tables: vec![TableRow { name: "FLOWS", used: 6, capacity: 524_288 }],
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
@@ -191,6 +204,9 @@ sluice_connect4            9
 sluice_connect6            9
 sluice_sendmsg4            9
 sluice_sendmsg6            9
+
+SOCKET HOOK NOT ATTACHED  REASON
+sluice_connect4           no pin
 
 TABLE  USED  CAPACITY
 FLOWS     6    524288";
