@@ -112,7 +112,12 @@ pub fn own_cgroup() -> Result<&'static Path> {
 fn enter_own_cgroup(root: &Path) -> Result<PathBuf> {
     const NAME: &str = "sluice-tests-";
     let text = fs::read_to_string("/proc/self/cgroup")?;
-    let parent = root.join(text.lines().find_map(|line| line.strip_prefix("0::/")).context("a cgroup2")?);
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/")).context("a cgroup2")?;
+    // Beside that of a test that has started this process: below one that has threads apart, none is of any use.
+    let parent = own
+        .split('/')
+        .take_while(|part| !part.starts_with(NAME))
+        .fold(root.to_owned(), |dir, part| dir.join(part));
     // Those of processes that have ended, with what these had in them.
     for entry in fs::read_dir(&parent)?.filter_map(Result::ok) {
         let (name, path) = (entry.file_name(), entry.path());

@@ -49,7 +49,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     connections: u32,
     /// Calls of each kind for each figure of a round
-    #[arg(long, value_name = "N", default_value_t = 12_800, value_parser = clap::value_parser!(u32).range(64..))]
+    #[arg(long, value_name = "N", default_value_t = 6_400, value_parser = clap::value_parser!(u32).range(64..))]
     calls: u32,
     /// Other services that the last column of the table of calls has beside its own
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=15_000))]

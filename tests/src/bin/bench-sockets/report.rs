@@ -33,7 +33,7 @@ pub(crate) struct Report {
 impl Report {
     /// For people.
     pub(crate) fn text(&self) -> String {
-        self.write(presets::NOTHING, |title| title.to_owned())
+        self.write(presets::NOTHING, str::to_owned)
     }
 
     /// For docs/performance.md.
@@ -43,20 +43,19 @@ impl Report {
 
     fn write(&self, preset: &str, heading: impl Fn(&str) -> String) -> String {
         let Self { kernel, cpu, family, rounds, milliseconds, connections, calls_each, others, .. } = self;
-        let origin = format!(
-            "Linux {kernel}, {cpu}, {family}. Medians of {rounds} rounds, quartiles in brackets; {milliseconds} ms of \
-             requests over {connections} connections at a time, {calls_each} calls, for each figure of a round."
-        );
-        let mut parts = vec![origin];
-        for (life, title) in [
-            (Life::KeepAlive, "Requests over connections that stay"),
-            (Life::OneRequest, "Requests with a connection each"),
-        ] {
-            parts.push(heading(title));
-            parts.push(self.requests_table(preset, life));
-        }
-        parts.push(heading("Nanoseconds per call"));
-        parts.push(self.calls_table(preset, *others));
+        let parts = [
+            format!(
+                "Linux {kernel}, {cpu}; {family}. Medians of {rounds} rounds, ± half the distance between quartiles.\n\
+                 For each figure of a round {milliseconds} ms of requests, {connections} connections at a time, or \
+                 {calls_each} calls."
+            ),
+            heading("Requests over connections that stay"),
+            self.requests_table(preset, Life::KeepAlive),
+            heading("Requests with a connection each"),
+            self.requests_table(preset, Life::OneRequest),
+            heading("Nanoseconds per call"),
+            self.calls_table(preset, *others),
+        ];
         parts.join("\n\n")
     }
 
@@ -67,23 +66,24 @@ impl Report {
             "to a pod on",
             "way",
             "requests/s",
-            "of direct, %",
+            "% of direct",
             "target",
             "CPU, µs",
-            "of direct, %",
+            "% more",
             "p50, µs",
             "p99, µs",
         ]);
         for row in self.requests.iter().filter(|row| row.life == life) {
+            let beside_direct = |text: String| if row.way == Way::Direct { String::new() } else { text };
             table.add_row([
                 client(row.client).to_owned(),
                 place(row.place).to_owned(),
                 way(row.way).to_owned(),
                 spread(row.rate, 0),
-                share(row.way, row.share),
-                row.target.map_or_else(String::new, |target| format!("{:.0}", target * 100.0)),
+                beside_direct(spread(row.share.map(percent), 1)),
+                row.target.map(percent).map_or_else(String::new, |target| format!("{target:.0}")),
                 spread(row.cpu, 1),
-                share(row.way, row.cpu_share),
+                beside_direct(spread(row.cpu_share.map(|share| percent(share - 1.0)), 1)),
                 format!("{:.0}", row.p50.median),
                 format!("{:.0}", row.p99.median),
             ]);
@@ -93,7 +93,7 @@ impl Report {
 
     fn calls_table(&self, preset: &str, others: u32) -> String {
         let mut table = Table::new();
-        let among_others = format!("service, among {others}");
+        let among_others = format!("service among {others}");
         table.load_preset(preset).set_header([
             "from",
             "call",
@@ -101,52 +101,53 @@ impl Report {
             "pod",
             "service",
             &among_others,
-            "service, by packet",
+            "service by packet",
             "hook: pod",
             "hook: service",
         ]);
         for row in &self.calls {
-            table.add_row([
-                client(row.client).to_owned(),
-                call(row.call).to_owned(),
-                spread(row.without_hooks, 0),
-                spread(row.no_service, 0),
-                spread(row.service, 0),
-                spread(row.among_others, 0),
-                row.by_packet.map_or_else(String::new, |summary| spread(summary, 0)),
-                spread(row.hook_no_service, 0),
-                spread(row.hook_service, 0),
-            ]);
+            let figures = [
+                Some(row.without_hooks),
+                Some(row.no_service),
+                Some(row.service),
+                Some(row.among_others),
+                row.by_packet,
+                Some(row.hook_no_service),
+                Some(row.hook_service),
+            ];
+            let figures =
+                figures.into_iter().map(|figure| figure.map_or_else(String::new, |it| spread(it, 0)));
+            table.add_row([client(row.client), call(row.call)].map(str::to_owned).into_iter().chain(figures));
         }
         finished(table, 2)
     }
 }
 
-/// With numbers, all columns but the first `names`, flush right.
+/// All columns but the first `names` have numbers in them.
 fn finished(mut table: Table, names: usize) -> String {
     table.column_iter_mut().skip(names).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-fn spread(Summary { median, low, high }: Summary, digits: usize) -> String {
-    format!("{median:.digits$} ({low:.digits$}-{high:.digits$})")
+fn percent(share: f64) -> f64 {
+    share * 100.0
 }
 
-fn share(way: Way, share: Summary) -> String {
-    if way == Way::Direct { String::new() } else { spread(share.times(100.0), 1) }
+fn spread(Summary { median, low, high }: Summary, digits: usize) -> String {
+    format!("{median:.digits$} ±{:.digits$}", (high - low) / 2.0)
 }
 
 fn client(client: Client) -> &'static str {
     match client {
-        Client::Host => "node",
-        Client::Pod => "pod",
+        Client::Host => "the node",
+        Client::Pod => "a pod",
     }
 }
 
 fn place(place: Place) -> &'static str {
     match place {
-        Place::SameNode => "same node",
-        Place::OtherNode => "other node",
+        Place::SameNode => "the same node",
+        Place::OtherNode => "the other node",
     }
 }
 

@@ -25,8 +25,7 @@ pub(crate) struct Row {
     pub(crate) cpu: Summary,
     /// The rate as a share of the direct way's.
     pub(crate) share: Summary,
-    /// The direct way's CPU time per request as a share of this one's: as the rate's share, but blind to whoever else
-    /// wants the CPU.
+    /// The CPU time as a share of the direct way's. Where nobody else wants the CPU it says the same as the rate's share.
     pub(crate) cpu_share: Summary,
     /// What the share should be at least.
     pub(crate) target: Option<f64>,
@@ -130,7 +129,7 @@ impl Group {
                 rate: Summary::of(rates.clone())?,
                 cpu: Summary::of(figures(samples, cpu))?,
                 share: Summary::of_shares(&rates, &direct_rates)?,
-                cpu_share: Summary::of_shares(&direct_cpu, &figures(samples, cpu))?,
+                cpu_share: Summary::of_shares(&figures(samples, cpu), &direct_cpu)?,
                 target: (*way == Way::Socket).then_some(match self.life {
                     Life::KeepAlive => 0.98,
                     Life::OneRequest => 0.95,

@@ -18,7 +18,7 @@ impl Summary {
     /// Of some figures; `None` if there are none.
     pub(crate) fn of(mut figures: Vec<f64>) -> Option<Self> {
         figures.sort_by(f64::total_cmp);
-        let at = |quarters: usize| figures.get((figures.len().saturating_sub(1)) * quarters / 4).copied();
+        let at = |quarters: usize| figures.get((figures.len().checked_sub(1)? * quarters + 2) / 4).copied();
         Some(Self { median: at(2)?, low: at(1)?, high: at(3)? })
     }
 
@@ -27,10 +27,10 @@ impl Summary {
         Self::of(figures.iter().zip(wholes).map(|(figure, whole)| figure / whole).collect())
     }
 
-    /// All three times a factor.
-    pub(crate) fn times(self, factor: f64) -> Self {
+    /// Each of them changed.
+    pub(crate) fn map(self, change: impl Fn(f64) -> f64) -> Self {
         let Self { median, low, high } = self;
-        Self { median: median * factor, low: low * factor, high: high * factor }
+        Self { median: change(median), low: change(low), high: change(high) }
     }
 }
 
@@ -48,6 +48,8 @@ mod tests {
     fn one_disturbed_round_changes_no_quartile_much() {
         let summary = Summary::of(vec![5.0, 1.0, 3.0, 2.0, 1000.0]).unwrap();
         assert_eq!((summary.low, summary.median, summary.high), (2.0, 3.0, 5.0));
+        let summary = Summary::of(vec![1.0, 2.0]).unwrap();
+        assert_eq!((summary.low, summary.high), (1.0, 2.0));
         assert!(Summary::of(Vec::new()).is_none());
     }
 
