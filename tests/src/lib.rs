@@ -14,6 +14,7 @@ pub mod deployment;
 pub mod harness;
 pub mod kernel;
 pub mod link;
+pub mod machine;
 pub mod manifest;
 pub mod netns;
 pub mod packets;

@@ -49,7 +49,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo { arguments } => match run::demo(&arguments)? {},
         Command::Test { level, arguments } => test::test(level, &arguments),
         Command::Check => check::check(),
-        Command::Bench { what: Bench::Program { arguments } } => match run::bench_program(&arguments)? {},
+        Command::Bench { what: Bench::Program { arguments } } => {
+            match run::bench("bench-program", &arguments)? {}
+        }
+        Command::Bench { what: Bench::Sockets { arguments } } => {
+            match run::bench("bench-sockets", &arguments)? {}
+        }
         Command::Bench { what: Bench::Model } => match run::bench_model()? {},
     }
 }
@@ -99,6 +104,13 @@ enum Bench {
     #[command(disable_help_flag = true)]
     Program {
         /// Passed to the benchmark: --json, --help, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// What a service costs at the socket, by packet, and not at all: requests per second, and single calls (as root)
+    #[command(disable_help_flag = true)]
+    Sockets {
+        /// Passed to the benchmark: --markdown, --json, --quick, --help, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

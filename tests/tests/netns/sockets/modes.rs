@@ -3,14 +3,13 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
     thread,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     harness::{Setup, unsupported},
-    sandbox::own_cgroup,
+    sandbox::{Threads, own_cgroup},
     service::{Service, TARGET_PORT},
     topology::Family,
     traffic::{Connection, Source},
@@ -71,39 +70,14 @@ fn without_sockets_the_host_is_not_served_and_pods_are() {
     });
 }
 
-/// A cgroup for threads of this process, gone with this value.
-struct Threads(PathBuf);
-
-impl Threads {
-    fn create() -> Result<Self> {
-        let dir = own_cgroup()?.join("pod");
-        fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let threads = Self(dir);
-        fs::write(threads.0.join("cgroup.type"), "threaded").context("make a threaded cgroup")?;
-        Ok(threads)
-    }
-
-    /// Moves the calling thread there, and with it those that it starts.
-    fn enter(&self) -> Result<()> {
-        fs::write(self.0.join("cgroup.threads"), "0").context("enter the cgroup")
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // At worst it stays, and is empty.
-        drop(fs::remove_dir(&self.0));
-    }
-}
-
 /// Only threads in a cgroup of its own are served: that of this process has other tests' pods in it.
 #[test]
 fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets() {
-    let threads = match Threads::create() {
+    let threads = match Threads::create("pod") {
         Ok(threads) => threads,
         Err(reason) => return unsupported(&reason),
     };
-    let cgroup = format!("--cgroup={}", threads.0.display());
+    let cgroup = format!("--cgroup={}", threads.path().display());
     Setup::new(1).telling(&["--socket-lb=on", &cgroup]).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
@@ -141,7 +115,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
         expect_reach(&client.machine, service.vip(), "near", &Seen::Client)?;
         let status = agents.agents[0].ask(&["status"])?;
         ensure!(
-            status.contains("sockets  on") && status.contains(&threads.0.display().to_string()),
+            status.contains("sockets  on") && status.contains(&threads.path().display().to_string()),
             "{status}"
         );
         Ok(())
