@@ -6,6 +6,7 @@ mod commit;
 mod common;
 mod external;
 mod flow;
+mod health;
 mod journeys;
 mod outside;
 mod policies;
