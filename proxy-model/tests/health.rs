@@ -136,41 +136,36 @@ fn local_ready_addresses_are_counted_once_over_all_ports() {
 fn checks_follow_services_and_endpoints() {
     let (mut model, mut memory) = started(web(32_000), vec![]);
     assert_eq!(told(&mut model), ["IPv4 32000 0", "IPv6 32000 0"]);
-    let ready = web_slice("web-1", "IPv4", &[("10.0.0.1", "node-a", "ready")], http());
-    let steps: [(&dyn Fn(&mut Model), &[&str]); 9] = [
-        (&|model| apply(model, ready.clone()), &["IPv4 32000 1"]),
-        (&|model| apply(model, web(32_000)), &[]),
-        (&|model| apply(model, web(32_001)), &["IPv4 32001 1", "IPv6 32001 0"]),
-        (&|model| delete::<EndpointSlice>(model, "web-1"), &["IPv4 32001 0"]),
-        (
-            &|model| {
-                apply(
-                    model,
-                    web_with(json!({ "externalTrafficPolicy": "Cluster", "healthCheckNodePort": 32001 })),
-                )
-            },
-            &["IPv4 -", "IPv6 -"],
-        ),
-        (&|model| apply(model, web(32_001)), &["IPv4 32001 0", "IPv6 32001 0"]),
-        // SVC-08
-        (
-            &|model| {
-                let single = json!({ "healthCheckNodePort": 32001, "ipFamilies": ["IPv4"], "clusterIPs": ["10.96.0.1"] });
-                apply(model, web_with(single));
-            },
-            &["IPv6 -"],
-        ),
-        (
-            &|model| apply(model, web_with(json!({ "type": "NodePort", "healthCheckNodePort": 32001 }))),
-            &["IPv4 -"],
-        ),
-        (&|model| delete::<Service>(model, "web"), &[]),
-    ];
-    for (number, (step, expected)) in steps.into_iter().enumerate() {
-        step(&mut model);
-        settle(&mut model, at(10 + number as u64), &mut memory);
-        assert_eq!(told(&mut model), expected, "step {number}");
-    }
+    let mut seconds = 0;
+    let mut after = |model: &mut Model| {
+        seconds += 10;
+        settle(model, at(seconds), &mut memory);
+        told(model)
+    };
+    let with = |fields: Value| {
+        let mut all = json!({ "healthCheckNodePort": 32001 });
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        web_with(all)
+    };
+    apply(&mut model, web_slice("web-1", "IPv4", &[("10.0.0.1", "node-a", "ready")], http()));
+    assert_eq!(after(&mut model), ["IPv4 32000 1"]);
+    apply(&mut model, web(32_000));
+    assert_eq!(after(&mut model), [""; 0]);
+    apply(&mut model, web(32_001));
+    assert_eq!(after(&mut model), ["IPv4 32001 1", "IPv6 32001 0"]);
+    delete::<EndpointSlice>(&mut model, "web-1");
+    assert_eq!(after(&mut model), ["IPv4 32001 0"]);
+    apply(&mut model, with(json!({ "externalTrafficPolicy": "Cluster" })));
+    assert_eq!(after(&mut model), ["IPv4 -", "IPv6 -"]);
+    apply(&mut model, web(32_001));
+    assert_eq!(after(&mut model), ["IPv4 32001 0", "IPv6 32001 0"]);
+    // SVC-08
+    apply(&mut model, with(json!({ "ipFamilies": ["IPv4"], "clusterIPs": ["10.96.0.1"] })));
+    assert_eq!(after(&mut model), ["IPv6 -"]);
+    apply(&mut model, with(json!({ "type": "NodePort" })));
+    assert_eq!(after(&mut model), ["IPv4 -"]);
+    delete::<Service>(&mut model, "web");
+    assert_eq!(after(&mut model), [""; 0]);
 }
 
 /// HC-08: what is not in the tables yet is not told.
