@@ -13,6 +13,7 @@ use proxy_agent::{
     cgroup::{self, CgroupError},
     cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
     datapath::Pins,
+    metrics::ApiMetrics,
     options::options,
     run, show, watch,
 };
@@ -90,7 +91,11 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let node = &options.model.node_name;
     let changes: BoxStream<'static, Change> = match &manifests {
         Some(dir) => watch::manifests(dir)?.boxed(),
-        None => watch::kubernetes(watch::client(kubeconfig.as_deref()).await?, node).boxed(),
+        None => {
+            let metrics = ApiMetrics::default();
+            let client = watch::client(kubeconfig.as_deref(), &metrics).await?;
+            watch::kubernetes(client, node, &metrics).boxed()
+        }
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
