@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod datapath;
 pub mod devices;
+pub mod events;
 pub mod metrics;
 pub mod options;
 pub mod ports;
