@@ -15,6 +15,7 @@ mod expect;
 mod external;
 mod flood;
 mod fragments;
+mod health;
 mod lifecycle;
 mod load;
 mod manifests;
