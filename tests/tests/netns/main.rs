@@ -19,6 +19,7 @@ mod health;
 mod lifecycle;
 mod load;
 mod manifests;
+mod metrics;
 mod nodeport;
 mod policy;
 mod reach;
