@@ -48,6 +48,9 @@ pub struct RunArgs {
     /// Who is served at sockets.
     #[command(flatten)]
     pub sockets: SocketArgs,
+    /// What is answered over HTTP.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// How local traffic is detected.
     #[command(flatten)]
     pub local: LocalArgs,
@@ -147,6 +150,30 @@ pub enum SocketLb {
     Off,
     /// The node's own.
     HostOnly,
+}
+
+/// What is answered over HTTP.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Health and metrics")]
+pub struct HttpArgs {
+    /// Where /healthz and /livez are answered; 0.0.0.0 stands for both families. The port may be left out
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: String,
+    /// Where /metrics, /proxyMode and /configz are answered
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: String,
+    /// End if one of these addresses is taken, rather than wait for it
+    #[arg(
+        long,
+        value_name = "true|false",
+        hide_possible_values = true,
+        action = ArgAction::Set,
+        default_value_t = false,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub bind_address_hard_fail: bool,
 }
 
 /// How local traffic is detected: which clients are pods. It decides who may use the backends of other nodes behind an

@@ -3,6 +3,8 @@
 //! ```text
 //! watch --Change--> model --writes--> datapath (maps)
 //! devices --------------- attach ---> datapath (links)
+//!         run: the loop of it all --> health, metrics --> http
+//!                                 --> events
 //! ```
 #![deny(unsafe_code)]
 
@@ -11,8 +13,13 @@ pub mod cli;
 pub mod datapath;
 pub mod devices;
 pub mod diag;
+pub mod events;
+pub mod health;
+pub mod http;
+pub mod metrics;
 pub mod options;
 pub mod ports;
+mod random;
 pub mod run;
 pub mod show;
 pub mod watch;

@@ -4,6 +4,7 @@ use std::{
     io::{IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -13,11 +14,18 @@ use proxy_agent::{
     cgroup::{self, CgroupError},
     cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
     datapath::Pins,
-    options::options,
+    events::{Events, Reporter},
+    health::{Clock, Progress},
+    http::{self, HttpOptions},
+    metrics::Metrics,
+    options::{http_options, options},
     run, show, watch,
 };
 use proxy_model::Change;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -83,15 +91,57 @@ fn served_cgroup(given: Option<PathBuf>, mode: SocketLb) -> Result<Option<PathBu
 
 async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
-    let node = node_name(args.hostname_override.as_deref(), &hostname.to_string_lossy())
+    let hostname = hostname.to_string_lossy();
+    let node = node_name(args.hostname_override.as_deref(), &hostname)
         .context("the node has no name: set --hostname-override")?;
     let (manifests, kubeconfig) = (args.manifests.clone(), args.kubeconfig.clone());
-    let options = options(args, node)?;
-    let node = &options.model.node_name;
-    let changes: BoxStream<'static, Change> = match &manifests {
-        Some(dir) => watch::manifests(dir)?.boxed(),
-        None => watch::kubernetes(watch::client(kubeconfig.as_deref()).await?, node).boxed(),
+    let http_options = http_options(&args)?;
+    let options = options(args, node.clone())?;
+    let metrics = Metrics::default();
+    let (changes, events): (BoxStream<'static, Change>, Events) = match &manifests {
+        Some(dir) => (watch::manifests(dir)?.boxed(), Events::logged()),
+        None => {
+            let client = watch::client(kubeconfig.as_deref(), &metrics.api).await?;
+            let reporter = Reporter { node: node.clone(), host: hostname.into_owned() };
+            let events = Events::posted(client.clone(), reporter, metrics.events.clone());
+            (watch::kubernetes(client, &node, &metrics.api).boxed(), events)
+        }
     };
+    let (outlets, sources) = connect(node, &metrics, &Pins::new(&options.bpffs), events.clone());
+    let result = run_with_servers(http_options, sources, options, outlets, changes).await;
+    if result.is_err() {
+        // Why may be among the Events that have not been posted yet (EVT-03).
+        events.flush(LAST_WORDS).await;
+    }
+    result
+}
+
+/// The two ends of everything that the loop tells and the servers answer.
+fn connect(node: String, metrics: &Metrics, pins: &Pins, events: Events) -> (run::Outlets, http::Sources) {
+    let clock = Clock::start();
+    let (progress, progress_seen) = tokio::sync::watch::channel(Progress::default());
+    let (checks, checks_seen) = mpsc::unbounded_channel();
+    let sources = http::Sources {
+        node: node.clone(),
+        clock,
+        progress: progress_seen,
+        checks: checks_seen,
+        exposition: metrics.exposition(pins),
+        health_metrics: metrics.health.clone(),
+        events: events.clone(),
+    };
+    let metrics = metrics.rounds.clone();
+    (run::Outlets { node, clock, progress, checks, metrics, events }, sources)
+}
+
+async fn run_with_servers(
+    http_options: HttpOptions,
+    sources: http::Sources,
+    options: run::Options,
+    outlets: run::Outlets,
+    changes: BoxStream<'static, Change>,
+) -> anyhow::Result<()> {
+    let _servers = http::start(http_options, sources)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {
@@ -100,6 +150,9 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    run::run(options, changes, stop).await?;
+    run::run(options, outlets, changes, stop).await?;
     Ok(())
 }
+
+/// How long an agent that fails may take to tell of it.
+const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -1,6 +1,9 @@
 //! From the command line to what the agent runs with: everything that two flags say together is checked here.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use proxy_common::config::SocketFlags;
 use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, ParseOptionError};
@@ -8,6 +11,7 @@ use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, ParseOptionError
 use crate::{
     cli::{DetectLocalMode, RunArgs, SocketArgs, SocketLb},
     devices::{ClassRules, DeviceRules, PodDevices},
+    http::{HttpOptions, ParseAddressError, bind_address, configuration},
     run::{Options, SocketOptions},
 };
 
@@ -21,6 +25,16 @@ pub enum OptionError {
         flag: &'static str,
         /// What is wrong with its value.
         source: ParseOptionError,
+    },
+    /// A value is no address to listen at (LIFE-03).
+    #[error("{flag}: {value:?} is {source}")]
+    Address {
+        /// The flag.
+        flag: &'static str,
+        /// What it says.
+        value: String,
+        /// What is wrong with it.
+        source: ParseAddressError,
     },
     /// A flag needs another one (LIFE-03).
     #[error("--detect-local-mode={mode} needs {flag}: {what}")]
@@ -36,6 +50,32 @@ pub enum OptionError {
 
 /// How long after an audit of the tables the next one begins.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(300);
+/// kube-proxy's default for `syncPeriod`.
+const SYNC_PERIOD: Duration = Duration::from_secs(30);
+/// Where the health server listens, as far as nothing else is said.
+const HEALTHZ: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 10_256);
+/// Where the metrics server listens, as far as nothing else is said.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
+
+/// What the servers of the agent answer, and where.
+pub fn http_options(args: &RunArgs) -> Result<HttpOptions, OptionError> {
+    let address = |flag, text: &str, default| {
+        bind_address(text, default).map_err(|source| OptionError::Address {
+            flag,
+            value: text.to_owned(),
+            source,
+        })
+    };
+    let healthz = address("--healthz-bind-address", &args.http.healthz_bind_address, HEALTHZ)?;
+    let metrics = address("--metrics-bind-address", &args.http.metrics_bind_address, METRICS)?;
+    Ok(HttpOptions {
+        healthz: Some(healthz),
+        metrics: Some(metrics),
+        hard_fail: args.http.bind_address_hard_fail,
+        sync_period: SYNC_PERIOD,
+        configuration: configuration(args, healthz, metrics),
+    })
+}
 
 /// What the agent of the node called `node_name` runs with.
 pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError> {
@@ -228,6 +268,37 @@ mod tests {
             assert_eq!(parse(flags).unwrap().sockets.flags, expected, "{flags:?}");
         }
         assert_eq!(parse(&["--cgroup=/a"]).unwrap().sockets.cgroup.unwrap().to_str(), Some("/a"));
+    }
+
+    fn parse_http(flags: &[&str]) -> Result<HttpOptions, String> {
+        let line = ["sluice", "run"].into_iter().chain(flags.iter().copied());
+        match Cli::try_parse_from(line).map_err(|error| error.to_string())?.command {
+            Command::Run(args) => http_options(&args).map_err(|error| error.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// FLAG-12 to FLAG-14.
+    #[test]
+    fn servers_listen_where_kube_proxys_do_unless_told_otherwise() {
+        let options = parse_http(&[]).unwrap();
+        assert_eq!(options.healthz, "0.0.0.0:10256".parse().ok());
+        assert_eq!(options.metrics, "127.0.0.1:10249".parse().ok());
+        assert_eq!((options.hard_fail, options.sync_period), (false, Duration::from_secs(30)));
+        assert_eq!(options.configuration["healthzBindAddress"], "0.0.0.0:10256");
+        let options = parse_http(&[
+            "--healthz-bind-address=::",
+            "--metrics-bind-address=[::1]:1",
+            "--bind-address-hard-fail",
+        ]);
+        let options = options.unwrap();
+        assert_eq!((options.healthz, options.metrics), ("[::]:10256".parse().ok(), "[::1]:1".parse().ok()));
+        assert!(options.hard_fail);
+        assert_eq!(options.configuration["metricsBindAddress"], "[::1]:1");
+        let error = parse_http(&["--metrics-bind-address=localhost:80"]).unwrap_err();
+        for part in ["--metrics-bind-address", "\"localhost:80\"", "0.0.0.0:10256"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     /// LIFE-03: the flag, the value, and what would be right.

@@ -124,6 +124,11 @@ impl AddressBook {
         self.rows.pending_keys().next().is_some()
     }
 
+    /// How many rows the kernel has.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     /// The rows that need a write.
     pub(crate) fn pending(&self) -> Vec<Addr> {
         let mut addresses: Vec<Addr> = self.rows.pending_keys().copied().collect();

@@ -1,5 +1,6 @@
 //! The whole way from objects to tables, behind one type.
 
+mod outlook;
 mod plan;
 
 use std::{
@@ -21,15 +22,19 @@ use crate::{
     change::{Change, ObjectName},
     claims::Claims,
     error::{CommitError, Misfit, ObjectError, PlanError},
+    health::HealthChecks,
     io::{TableIo, TablesIo},
     name::{Family, ServicePortName, Transport},
     node::ThisNode,
     options::{DetectLocal, Options},
     programmed::{Programmed, Progress},
     restore::{Adopted, Capacities, Leftovers, Restored, adopt},
+    silence::Silences,
     state::State,
     tables::{Failure, Tables},
 };
+
+pub use outlook::{Finished, Troubles};
 
 /// Owns the parsed objects, the ids, and the picture of the kernel's tables.
 ///
@@ -50,6 +55,12 @@ pub struct Model {
     problems: BTreeMap<ServicePortName, Vec<Misfit>>,
     /// Services with a port that did not fit; tried again when something becomes free.
     unfit: BTreeSet<ObjectName>,
+    /// Services with a port that the latest commit could not write.
+    unwritten: BTreeSet<ObjectName>,
+    /// What load balancers ask about.
+    health_checks: HealthChecks,
+    /// Who drops what only other nodes could answer.
+    silences: Silences,
     /// What an earlier run of the agent left and nobody claimed.
     leftovers: Leftovers,
     /// Whether the node's addresses have changed since the last plan.
@@ -111,6 +122,9 @@ impl Model {
             pending: BTreeSet::new(),
             problems: BTreeMap::new(),
             unfit: BTreeSet::new(),
+            unwritten: BTreeSet::new(),
+            health_checks: HealthChecks::default(),
+            silences: Silences::default(),
             leftovers,
             readdressed: false,
             retired: BTreeSet::new(),
@@ -220,6 +234,8 @@ impl Model {
                 Err(source) => errors.push(Failure::new(AddressFilter::NAME, source).of(None)),
             }
         }
+        self.unwritten =
+            errors.iter().filter_map(|error| Some(error.port.as_ref()?.service.clone())).collect();
         errors
     }
 

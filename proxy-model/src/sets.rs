@@ -9,7 +9,7 @@ use crate::{
     address::BackendAddress,
     endpoint::{Endpoint, Location, Slice},
     frontends::Access,
-    name::{ServicePortName, Transport},
+    name::{Family, ServicePortName, Transport},
     node::ThisNode,
     runs::Set,
     service::ServicePort,
@@ -39,7 +39,8 @@ pub(crate) fn choose<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     node: &ThisNode,
 ) -> Sets {
-    let endpoints = merge(&wanted.name, slices);
+    let ServicePortName { port, transport, family, .. } = &wanted.name;
+    let endpoints = merge(port, *transport, *family, slices);
     let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
     let mut backends = Chosen::new();
     // TCP never looks whether its backend still serves; other flows stay with one that does (CT-03, CT-11).
@@ -91,13 +92,18 @@ fn best<'a>(endpoints: &Merged<'a>, eligible: impl Fn(&Endpoint) -> bool) -> Mer
 }
 
 /// The endpoints of a service port.
-type Merged<'a> = BTreeMap<BackendAddress, &'a Endpoint>;
+pub(crate) type Merged<'a> = BTreeMap<BackendAddress, &'a Endpoint>;
 
 /// The endpoints that serve a port of this name, protocol and family, over all slices (EPS-06, EPS-07).
-fn merge<'a>(port: &ServicePortName, slices: impl Iterator<Item = &'a Slice>) -> Merged<'a> {
+pub(crate) fn merge<'a>(
+    port: &str,
+    transport: Transport,
+    family: Family,
+    slices: impl Iterator<Item = &'a Slice>,
+) -> Merged<'a> {
     let mut merged = Merged::new();
-    for slice in slices.filter(|slice| slice.family == port.family) {
-        let numbers = slice.ports.iter().filter(|p| p.name == port.port && p.transport == port.transport);
+    for slice in slices.filter(|slice| slice.family == family) {
+        let numbers = slice.ports.iter().filter(|p| p.name == port && p.transport == transport);
         for number in numbers {
             for endpoint in &slice.endpoints {
                 let address = BackendAddress { ip: endpoint.ip, port: number.port };

@@ -7,6 +7,7 @@ mod commit;
 mod common;
 mod external;
 mod flow;
+mod health;
 mod journeys;
 mod outside;
 mod own_address;

@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod netns;
 pub mod packets;
 pub mod sandbox;
+pub mod scrape;
 pub mod service;
 pub mod topology;
 pub mod traffic;

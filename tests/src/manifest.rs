@@ -126,10 +126,28 @@ impl ManifestDirectory {
     ///
     /// If the directory does not let it.
     pub fn publish_node_in(&self, node: &Node, zone: &str) -> Result<()> {
-        let mut object = node_object(node);
         let label = ("topology.kubernetes.io/zone".to_owned(), zone.to_owned());
-        object.metadata.labels = Some([label].into());
+        self.publish_node_as(node, |object| object.metadata.labels = Some([label].into()))
+    }
+
+    /// Writes the object of a node with changes.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn publish_node_as(&self, node: &Node, change: impl FnOnce(&mut core::Node)) -> Result<()> {
+        let mut object = node_object(node);
+        change(&mut object);
         self.write(&node_file(node), &object)
+    }
+
+    /// Removes the object of a node.
+    ///
+    /// # Errors
+    ///
+    /// If it is there and cannot be removed.
+    pub fn withdraw_node(&self, node: &Node) -> Result<()> {
+        self.remove(&node_file(node))
     }
 }
 

@@ -65,6 +65,7 @@ pub struct Service {
     pub labels: Vec<(String, String)>,
     /// The same for its slices.
     pub slice_labels: Vec<(String, String)>,
+    triggered_at: Option<String>,
     vips: Addresses,
     ports: Vec<Port>,
     spec: ServiceSpec,
@@ -91,6 +92,7 @@ impl Service {
             name: name.to_owned(),
             labels: Vec::new(),
             slice_labels: Vec::new(),
+            triggered_at: None,
             vips,
             ports: Protocol::ALL.map(port).into(),
             spec,
@@ -177,6 +179,15 @@ impl Service {
         self.edit(|spec| spec.external_traffic_policy = Some("Local".to_owned()))
     }
 
+    /// With `externalTrafficPolicy: Local` and a load balancer that asks at this port who has endpoints.
+    #[must_use]
+    pub fn with_health_check(self, port: u16) -> Self {
+        self.local_for_outside().edit(|spec| {
+            spec.type_ = Some("LoadBalancer".to_owned());
+            spec.health_check_node_port = Some(port.into());
+        })
+    }
+
     /// With `internalTrafficPolicy: Local`.
     #[must_use]
     pub fn local_for_inside(self) -> Self {
@@ -209,6 +220,13 @@ impl Service {
     #[must_use]
     pub fn labelled(mut self, key: &str, value: &str) -> Self {
         self.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With its slices written for a change that happened at this time (RFC 3339).
+    #[must_use]
+    pub fn triggered_at(mut self, time: &str) -> Self {
+        self.triggered_at = Some(time.to_owned());
         self
     }
 
@@ -304,8 +322,12 @@ impl Service {
             let protocol = |name: &str| self.ports.iter().find(|port| port.name == name).map(|p| p.protocol);
             let ports =
                 targets.iter().map(|(name, number)| member::slice_port(name, protocol(name), *number));
+            let mut metadata = self.metadata(name, &labels);
+            let trigger = self.triggered_at.clone();
+            metadata.annotations = trigger
+                .map(|time| [("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), time)].into());
             EndpointSlice {
-                metadata: self.metadata(name, &labels),
+                metadata,
                 address_type: family.to_string(),
                 endpoints: Some(members.iter().map(|member| member.object(family)).collect()),
                 ports: Some(ports.collect()),

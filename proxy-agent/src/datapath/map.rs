@@ -201,6 +201,18 @@ impl<T: Table> HashTable<T> {
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
         self.map.iter().filter_map(|entry| listed::<T, _>(entry.map(|(Raw(key), Raw(value))| (key, value))))
     }
+
+    /// How many entries there are, or about as many if some come or go meanwhile.
+    pub fn count(&self) -> Result<usize, TableError> {
+        count::<T, _>(self.map.keys())
+    }
+}
+
+/// Counts the keys of a table. The kernel begins anew when the key is gone that it is to go on from, hence the limit.
+fn count<T: Table, K>(mut keys: impl Iterator<Item = Result<K, MapError>>) -> Result<usize, TableError> {
+    let keys = keys.by_ref().take(T::CAPACITY as usize);
+    keys.map(|key| key.map_err(kernel::<T>("cannot list the entries")))
+        .try_fold(0, |sum, key| key.map(|_| sum + 1))
 }
 
 /// A table of source ranges, opened by its pin: a trie of prefixes.
@@ -347,5 +359,10 @@ impl<T: Table> PerCpuHashTable<T> {
                 |values: PerCpuValues<Raw<T::Value>>| values.iter().map(|&Raw(value)| value).collect();
             listed::<T, _>(entry.map(|(Raw(key), found)| (key, values(found))))
         })
+    }
+
+    /// How many entries there are, or about as many if some come or go meanwhile.
+    pub fn count(&self) -> Result<usize, TableError> {
+        count::<T, _>(self.map.keys())
     }
 }

@@ -6,7 +6,7 @@ use proxy_common::tables::{Devices, Settings as SettingsTable, Table as _};
 use proxy_model::{Audit, Model};
 use tracing::{debug, warn};
 
-use super::{describe, placing::Placing, settings::Settings};
+use super::{placing::Placing, settings::Settings, telling::describe};
 use crate::datapath::{KernelTables, TableError};
 
 /// Entries looked at before anything else gets its turn: about a millisecond's worth.

@@ -123,6 +123,11 @@ impl Sockets {
         }
     }
 
+    /// How many programs are attached.
+    pub(super) fn attached(&self) -> usize {
+        self.attached.len()
+    }
+
     /// Attaches what is not attached, or detaches what an earlier run has left.
     pub(super) fn serve(&mut self, datapath: &mut Datapath, pins: &Pins) {
         if self.is_settled {

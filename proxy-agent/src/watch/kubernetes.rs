@@ -30,6 +30,10 @@ use self::{
     outage::Outage,
 };
 use super::{HEADLESS, SERVICE_PROXY_NAME};
+use crate::{
+    metrics::{ApiMetrics, KindMetrics},
+    random::random,
+};
 
 pub use client::{ClientError, client};
 
@@ -38,7 +42,12 @@ pub use client::{ClientError, client};
 /// Each kind begins with a `Replace` once its first list is complete, and is replaced again when the server cannot
 /// say what happened in a gap. Kinds do not wait for each other. Lists are consistent reads, never from a cache that
 /// may lag behind what was seen before.
-pub fn kubernetes(client: Client, node: &str) -> impl Stream<Item = Change> + Send + use<> {
+pub fn kubernetes(
+    client: Client,
+    node: &str,
+    metrics: &ApiMetrics,
+) -> impl Stream<Item = Change> + Send + use<> {
+    let ApiMetrics { services: of_services, slices: of_slices, nodes: of_nodes, .. } = metrics.clone();
     let services = Selection {
         labels: Some(format!("!{SERVICE_PROXY_NAME}")),
         fields: Some("spec.clusterIP!=None".to_owned()),
@@ -46,10 +55,10 @@ pub fn kubernetes(client: Client, node: &str) -> impl Stream<Item = Change> + Se
     let slices = Selection { labels: Some(format!("!{HEADLESS}")), fields: None };
     let nodes = Selection { labels: None, fields: Some(format!("metadata.name={node}")) };
     stream::select(
-        follow::<Service>(client.clone(), services).map(Change::Service),
+        follow::<Service>(client.clone(), services, of_services).map(Change::Service),
         stream::select(
-            follow::<EndpointSlice>(client.clone(), slices).map(Change::EndpointSlice),
-            follow::<Node>(client, nodes).map(Change::Node),
+            follow::<EndpointSlice>(client.clone(), slices, of_slices).map(Change::EndpointSlice),
+            follow::<Node>(client, nodes, of_nodes).map(Change::Node),
         ),
     )
 }
@@ -60,13 +69,18 @@ struct Selection {
     fields: Option<String>,
 }
 
-fn follow<K: Kind>(client: Client, selection: Selection) -> impl Stream<Item = Event<K>> + Send {
+fn follow<K: Kind>(
+    client: Client,
+    selection: Selection,
+    metrics: KindMetrics,
+) -> impl Stream<Item = Event<K>> + Send {
     let follower = Follower {
         api: Api::<K>::all(client),
         selection,
         pages: Pages::Limited,
         state: State::Unlisted,
         outage: Outage::new(K::KIND),
+        metrics,
     };
     stream::unfold(follower, async |mut follower| Some((follower.next().await, follower)))
 }
@@ -85,6 +99,7 @@ struct Follower<K> {
     pages: Pages,
     state: State<K>,
     outage: Outage,
+    metrics: KindMetrics,
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +135,7 @@ impl<K: Kind> Follower<K> {
                 Ok(Some(event)) => return event,
                 Ok(None) => {}
                 Err(failure) => {
+                    self.metrics.failures.inc();
                     let wait = self.outage.failed(failure.class(), &failure.chain());
                     match failure.continuity() {
                         Continuity::Kept => {}
@@ -136,7 +152,11 @@ impl<K: Kind> Follower<K> {
     async fn step(&mut self) -> Result<Option<Event<K>>, Failure> {
         match mem::replace(&mut self.state, State::Unlisted) {
             State::Unlisted => {
+                // Nobody says when a list was true, but not before it was asked for.
+                let asked = Instant::now();
                 let (version, objects) = self.list().await?;
+                self.metrics.confirm(asked.into_std());
+                self.metrics.lists.inc();
                 self.state = State::Listed { version };
                 Ok(Some(Event::Replace(objects)))
             }
@@ -144,6 +164,7 @@ impl<K: Kind> Follower<K> {
                 let watch = self.watch(&version).await;
                 self.state = State::Listed { version: version.clone() };
                 let watch = watch?;
+                self.metrics.watches.inc();
                 self.outage.recovered();
                 self.state = State::Watching { version, watch };
                 Ok(None)
@@ -159,6 +180,8 @@ impl<K: Kind> Follower<K> {
                     Err(_) => return Err(Failure::Silent(watch.started.elapsed())),
                 };
                 let (version, event) = decode(event)?;
+                // Bookmarks among them: nothing else has happened up to here.
+                self.metrics.confirm(Instant::now().into_std());
                 self.outage.progressed();
                 self.state = State::Watching { version, watch };
                 Ok(event)
@@ -195,7 +218,7 @@ impl<K: Kind> Follower<K> {
 
     async fn watch(&mut self, version: &str) -> Result<Watch<K>, Failure> {
         // Spread, so that not all watches of all nodes are renewed at once.
-        let seconds = LONGEST_WATCH - outage::random() % (LONGEST_WATCH / 4);
+        let seconds = LONGEST_WATCH - random() % (LONGEST_WATCH / 4);
         let params = WatchParams {
             label_selector: self.selection.labels.clone(),
             field_selector: self.selection.fields.clone(),

@@ -11,7 +11,8 @@ use crate::{
     change::ObjectName,
     claims::of_service,
     error::{Misfit, PlanError},
-    name::{ServicePortName, Transport},
+    health::{HealthCheck, HealthCheckName},
+    name::{Family, ServicePortName, Transport},
     programmed::{Counters, Programmed},
     service::ServicePort,
     state::ParsedService,
@@ -94,6 +95,7 @@ impl Model {
         for port in ports {
             let (target, mut problems) =
                 wanted.get(&port).map(|wanted| self.entitled(wanted)).unwrap_or_default();
+            self.silences.set(&port, &target);
             if let Err(misfit) = self.plan_port(&port, &target, now) {
                 // Room may come by itself, a shorter name does not.
                 if misfit != Misfit::NameTooLong {
@@ -106,6 +108,17 @@ impl Model {
                 }
             }
             self.note(port, problems, news);
+        }
+        self.plan_health_checks(service, parsed.as_ref());
+    }
+
+    /// Works out what load balancers are to be told about a Service.
+    fn plan_health_checks(&mut self, service: &ObjectName, parsed: Option<&ParsedService>) {
+        for family in Family::ALL {
+            let slices = || self.state.slices(service);
+            let check = parsed.and_then(|parsed| HealthCheck::of(parsed, family, slices));
+            let name = HealthCheckName { service: service.clone(), family };
+            self.health_checks.set(name, check);
         }
     }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_agent::watch;
+use proxy_agent::{metrics::ApiMetrics, watch};
 use proxy_model::{Change, Event, ObjectName};
 use sluice_tests::apiserver::Kind;
 use tokio::{sync, task::JoinHandle, time};
@@ -100,9 +100,9 @@ impl Follower {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
         fs::write(&path, kubeconfig).unwrap();
-        let client = watch::client(Some(&path)).await.unwrap();
+        let client = watch::client(Some(&path), &ApiMetrics::default()).await.unwrap();
         let (sender, view) = sync::watch::channel(View::default());
-        let mut changes = watch::kubernetes(client, NODE).boxed();
+        let mut changes = watch::kubernetes(client, NODE, &ApiMetrics::default()).boxed();
         let task = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
                 sender.send_modify(|view| view.fold(change));

@@ -6,9 +6,16 @@ use std::{
     time::Duration,
 };
 
-use hyper::header::{HeaderValue, USER_AGENT};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    header::{HeaderValue, USER_AGENT},
+};
 use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    client::legacy::{
+        Client as HttpClient,
+        connect::{Connect, HttpConnector},
+    },
     rt::TokioExecutor,
 };
 use kube::{
@@ -16,7 +23,9 @@ use kube::{
     client::{Body, ConfigExt},
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Service, ServiceBuilder, service_fn};
+
+use crate::metrics::ApiMetrics;
 
 /// Why there is no client for the API server.
 #[derive(Debug, thiserror::Error)]
@@ -80,13 +89,13 @@ pub enum ClientError {
 /// Makes a client from a kubeconfig file, or from the pod's service account when no file is named.
 ///
 /// This only reads local files: an API server that is out of reach is not an error, the streams wait for it.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
+pub async fn client(kubeconfig: Option<&Path>, metrics: &ApiMetrics) -> Result<Client, ClientError> {
     let mut config = match kubeconfig {
         Some(path) => from_file(path).await?,
         None => Config::incluster().map_err(|source| ClientError::NotInCluster { source })?,
     };
     config.headers.push((USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE)));
-    connect(config)
+    connect(config, metrics)
 }
 
 async fn from_file(path: &Path) -> Result<Config, ClientError> {
@@ -105,7 +114,7 @@ async fn from_file(path: &Path) -> Result<Config, ClientError> {
 /// The stack of `kube::Client::try_from`, less its retries and its error line for each failed request (the streams
 /// do both, knowing what is at stake), and with probes: an API server or a load balancer that vanished without a
 /// word would otherwise go unnoticed until the watch is due to end, minutes later.
-fn connect(config: Config) -> Result<Client, ClientError> {
+fn connect(config: Config, metrics: &ApiMetrics) -> Result<Client, ClientError> {
     let server = config.cluster_url.to_string();
     if let Some(proxy) = &config.proxy_url {
         return Err(ClientError::Proxy { server, proxy: proxy.to_string() });
@@ -128,8 +137,34 @@ fn connect(config: Config) -> Result<Client, ClientError> {
         .option_layer(config.auth_layer().map_err(failed)?)
         .layer(config.extra_headers_layer().map_err(failed)?)
         .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(https));
+        .service(counted(HttpClient::builder(TokioExecutor::new()).build(https), metrics.clone()));
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// Counts requests by what came of them.
+fn counted<C>(
+    client: HttpClient<C, Body>,
+    metrics: ApiMetrics,
+) -> impl Service<
+    Request<Body>,
+    Response = Response<Incoming>,
+    Error = hyper_util::client::legacy::Error,
+    Future: Send,
+> + Clone
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    service_fn(move |request: Request<Body>| {
+        let (client, metrics) = (client.clone(), metrics.clone());
+        async move {
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let answer = client.request(request).await;
+            let status = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+            let host = uri.authority().map_or("", |authority| authority.as_str());
+            metrics.request(method.as_str(), host, status);
+            answer
+        }
+    })
 }
 
 /// The parser adds an excerpt of the file, which may hold secrets.
@@ -153,13 +188,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
         fs::write(&path, content).unwrap();
-        let error = client(Some(&path)).await.err().unwrap().to_string();
+        let error = client(Some(&path), &ApiMetrics::default()).await.err().unwrap().to_string();
         error.replace(&*path.to_string_lossy(), "PATH")
     }
 
     #[tokio::test]
     async fn missing_file_is_named() {
-        let error = client(Some(Path::new("/nonexistent/config"))).await.err().unwrap();
+        let error =
+            client(Some(Path::new("/nonexistent/config")), &ApiMetrics::default()).await.err().unwrap();
         assert_eq!(
             error.to_string(),
             "kubeconfig /nonexistent/config: cannot read it: No such file or directory (os error 2)"
@@ -197,7 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn outside_a_cluster_a_kubeconfig_is_asked_for() {
-        let error = client(None).await.err().unwrap().to_string();
+        let error = client(None, &ApiMetrics::default()).await.err().unwrap().to_string();
         assert!(error.contains("--kubeconfig") && error.contains("not a pod"), "{error}");
     }
 }

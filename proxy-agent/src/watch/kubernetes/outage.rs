@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    hash::{BuildHasher, RandomState},
     time::{Duration, Instant},
 };
 
 use tracing::{debug, info, warn};
+
+use crate::random::random;
 
 /// The failures of one kind since it last worked.
 ///
@@ -81,12 +82,6 @@ fn exponential(attempts: u32) -> Duration {
 /// Between half of `wait` and one and a half, evenly by the bits of `random`.
 fn jittered(wait: Duration, random: u32) -> Duration {
     wait / 2 + wait.mul_f64(f64::from(random) / (f64::from(u32::MAX) + 1.0))
-}
-
-/// A random number, good enough to spread nodes and free of a dependency: each `RandomState` has new keys.
-pub(super) fn random() -> u32 {
-    let bytes = RandomState::new().hash_one(()).to_ne_bytes();
-    u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 const SHORTEST: Duration = Duration::from_millis(100);
