@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use proxy_agent::datapath::{HashTable, PerCpuTable, Pins, pinned_socket_hooks};
+use proxy_agent::datapath::{HashTable, PerCpuTable, Pins, SocketHook, SocketProgram, socket_hooks};
 use proxy_common::{
     counters::ServiceCounters,
     tables::{ServiceNames, ServiceTraffic},
@@ -199,8 +199,11 @@ impl Scene {
     /// The kernel's ids of the programs that are attached to the cgroup, by name.
     pub(crate) fn hooks(&self) -> Result<Vec<(&'static str, u32)>> {
         self.in_sandbox(|pins| {
-            let hooks = pinned_socket_hooks(pins).into_iter();
-            Ok(hooks.filter_map(|hook| Some((hook.program.name(), hook.program_id?))).collect())
+            let attached = |(program, hook): (SocketProgram, SocketHook)| match hook {
+                SocketHook::Attached { program: id, .. } => Some((program.name(), id)),
+                _ => None,
+            };
+            Ok(socket_hooks(pins).into_iter().filter_map(attached).collect())
         })
     }
 

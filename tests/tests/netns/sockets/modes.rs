@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::ensure;
 use sluice_tests::{
     harness::{Setup, unsupported},
     sandbox::{Threads, own_cgroup},
