@@ -142,7 +142,7 @@ pub async fn run(
             _ = beat.tick() => {}
         }
         agent.program();
-        stale.note(&agent.model.take_retired());
+        stale.note(&agent.model.take_retired(), agent.model.resets());
         retry_at = agent.is_unfinished().then(|| retry_at.unwrap_or_else(|| Instant::now() + RETRY));
     }
     info!("stopping; the datapath goes on by itself");

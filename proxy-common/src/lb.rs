@@ -57,6 +57,8 @@ pub enum Verdict {
     Drop(DropReason),
     /// Drop it and tell the sender that nobody listens there (NOEP-01).
     Refuse(DropReason),
+    /// Drop it and tell the sender that its connection is over.
+    Reset(DropReason),
 }
 
 /// What a packet of a flow becomes.
@@ -96,7 +98,11 @@ pub fn ingress<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Pack
     let flow = tables.flow(&packet.key);
     let mode = match flow {
         None => Insert::New,
-        Some(flow) if !stays(tables, packet, flow) || !follow(tables, packet, flow) => Insert::Replace,
+        Some(flow) if !stays(tables, packet, flow) => match remember::lose(tables, packet) {
+            Some(reason) => return Verdict::Reset(reason),
+            None => Insert::Replace,
+        },
+        Some(flow) if !follow(tables, packet, flow) => Insert::Replace,
         Some(flow) => return Verdict::Rewrite(flow.translation(Hook::INGRESS)),
     };
     open(tables, packet, mode)
@@ -156,7 +162,9 @@ pub fn related<T: Tables>(tables: &T, beside: &FlowKey) -> Option<Translation> {
 #[inline(always)]
 fn stays<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
     let head = flow.head();
-    !head.state.may_move(packet.flags)
+    let may_leave = head.state.may_move(packet.flags)
+        || head.flags.contains(FlowFlags::RESET) && head.state.may_be_reset(packet.flags);
+    !may_leave
         || head.direction == Direction::REPLY
         || tables.backend(head.backend).is_some_and(|backend| backend.serves(head.generation))
 }

@@ -253,8 +253,9 @@ impl Table for ServiceDrops {
     const CAPACITY: u32 = 65_536;
 }
 
-/// Socket and peer -> what the process takes it for, or who it is. Written and read at sockets. A full table forgets the
-/// entry used least recently: a process then sees a backend's address where it would have seen the service's.
+/// Socket and peer -> what the process takes it for, or who it is. Written and read at sockets; the agent reads it to find
+/// sockets whose backend is gone, and writes what is there anew, lest it be forgotten. A full table forgets the entry used
+/// least recently: a process then sees a backend's address where it would have seen the service's.
 #[derive(Debug)]
 pub enum Sockets {}
 

@@ -14,6 +14,7 @@ mod maps;
 mod packet;
 mod parse;
 mod refuse;
+mod reset;
 mod rewrite;
 mod verified;
 mod wire;

@@ -65,6 +65,8 @@ pub struct Model {
     leftovers: Leftovers,
     /// Whether the node's addresses have changed since the last plan.
     readdressed: bool,
+    /// Whether a Service has asked for its TCP connections to be reset.
+    resets: bool,
     /// Of which protocols backends were retired since [`Model::take_retired`].
     retired: BTreeSet<Transport>,
     stage: Stage,
@@ -127,6 +129,7 @@ impl Model {
             silences: Silences::default(),
             leftovers,
             readdressed: false,
+            resets: false,
             retired: BTreeSet::new(),
             stage: Stage::Waiting,
         }
@@ -203,7 +206,8 @@ impl Model {
             let leaving = entry.leaving();
             let progress = entry.retire(now, tables, io);
             // Those before the one that could not be written are retired.
-            if port.transport == Transport::Udp && entry.leaving() < leaving {
+            let follows = port.transport == Transport::Udp || entry.resets();
+            if follows && entry.leaving() < leaving {
                 retired.insert(port.transport);
             }
             match progress {
@@ -265,12 +269,18 @@ impl Model {
         audit.go_on(most, &self.tables, io)
     }
 
-    /// Of which protocols backends may have been retired since the last call that sockets must not stay with: UDP (CT-08);
-    /// TCP keeps its backend (CT-20). After the first full commit, all: an earlier run may have ended between retiring and
-    /// this.
+    /// Of which protocols backends may have been retired since the last call that sockets must not stay with: UDP (CT-08),
+    /// and TCP of Services that ask for resets; others keep their backend (CT-20). After the first full commit, all: an
+    /// earlier run may have ended between retiring and this.
     #[must_use]
     pub fn take_retired(&mut self) -> BTreeSet<Transport> {
         mem::take(&mut self.retired)
+    }
+
+    /// Whether a Service has asked for its TCP connections to be reset, since this began.
+    #[must_use]
+    pub const fn resets(&self) -> bool {
+        self.resets
     }
 
     /// Whether anything waits: for [`Model::plan`], for a write to be repeated, or for room in a table. The agent calls

@@ -177,7 +177,10 @@ impl Adopted {
         tables.hold_frontend(key);
         let mut owner = ports.get(&row.service).and_then(|port| programmed.get_mut(port));
         match &mut owner {
-            Some(owner) => owner.keys.push(key),
+            Some(owner) => {
+                owner.keys.push(key);
+                owner.note_terms(row.flags);
+            }
             None => leftovers.services.extend(tables.service_ids.claim(row.service)),
         }
         let (inside, outside) = Set::of_frontend(row.flags);

@@ -11,6 +11,7 @@ use crate::{
     frontends::Access,
     name::{Family, ServicePortName, Transport},
     node::ThisNode,
+    policy::OnRemoval,
     runs::Set,
     service::ServicePort,
     topology::Preference,
@@ -43,11 +44,8 @@ pub(crate) fn choose<'a>(
     let endpoints = merge(port, *transport, *family, slices);
     let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
     let mut backends = Chosen::new();
-    // TCP never looks whether its backend still serves; other flows stay with one that does (CT-03, CT-11).
-    if wanted.name.transport != Transport::Tcp {
-        let serving = endpoints.iter().filter(|(_, endpoint)| endpoint.conditions.serving);
-        backends.extend(serving.map(|(&address, endpoint)| (address, flags(endpoint))));
-    }
+    let staying = endpoints.iter().filter(|(_, endpoint)| keeps_flows(wanted, endpoint));
+    backends.extend(staying.map(|(&address, endpoint)| (address, flags(endpoint))));
     if needs(Set::Cluster) {
         let ready = endpoints.values().filter(|endpoint| endpoint.is_ready());
         let preference = Preference::of(ready.map(|endpoint| &endpoint.hints), node);
@@ -62,6 +60,17 @@ pub(crate) fn choose<'a>(
         enter(&mut backends, Set::Local, here);
     }
     Sets { backends, only_elsewhere }
+}
+
+/// Whether an endpoint keeps the flows that it has, even if it is in no set. TCP never looks, unless it is reset when its
+/// endpoint is gone for good: one that is just not ready, or drains before it ends, is not. Other flows stay with an
+/// endpoint that serves (CT-03, CT-11).
+fn keeps_flows(wanted: &ServicePort, endpoint: &Endpoint) -> bool {
+    match (wanted.name.transport, wanted.on_removal) {
+        (Transport::Tcp, OnRemoval::Keep) => false,
+        (Transport::Tcp, OnRemoval::Reset) => true,
+        (Transport::Udp | Transport::Sctp, _) => endpoint.conditions.serving,
+    }
 }
 
 /// What is to be said about a backend in any case.

@@ -13,6 +13,7 @@ mod outside;
 mod own_address;
 mod policies;
 mod property;
+mod reset;
 mod restore;
 mod retired;
 mod scenarios;

@@ -81,7 +81,7 @@ fn outcome(node: &Node, Client(device, client): Client, to: &str) -> String {
                 Verdict::Pass => "pass".to_owned(),
                 Verdict::Refuse(DropReason::NoBackend) => "refuse".to_owned(),
                 Verdict::Drop(reason) => format!("drop {}", reason.as_str()),
-                verdict @ Verdict::Refuse(_) => format!("{verdict:?}?"),
+                verdict @ (Verdict::Refuse(_) | Verdict::Reset(_)) => format!("{verdict:?}?"),
             }
         })
         .collect();

@@ -86,3 +86,40 @@ fn a_backend_counts_as_retired_when_that_is_written() {
     settle(&mut model, at(2), &mut memory);
     assert_eq!(model.take_retired(), [Transport::Udp].into());
 }
+
+/// TCP keeps its backend (CT-20), unless the Service asks for something else. What counts is what it asked for when
+/// connections began.
+#[test]
+fn tcp_is_told_of_services_that_ask_for_resets_only() {
+    let (mut model, mut memory) = (model_on(Restored::default()), Memory::default());
+    let at_addresses =
+        |addresses: &[&str]| slice_with("web", addresses, json!([{ "name": "http", "port": 8080 }]));
+    let mut asking =
+        service_with("web", json!({ "clusterIP": VIP, "ports": [{ "name": "http", "port": 80 }] }));
+    let silent = asking.clone();
+    asking.metadata.annotations =
+        Some([("sluice.io/reset-on-backend-removal".to_owned(), "true".to_owned())].into());
+    replace(&mut model, vec![silent.clone()], vec![at_addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.3"])]);
+    settle(&mut model, at(0), &mut memory);
+    assert!(!model.take_retired().is_empty() && !model.resets());
+
+    apply(&mut model, at_addresses(&["10.0.0.2", "10.0.0.3"]));
+    settle(&mut model, at(1), &mut memory);
+    assert!(model.take_retired().is_empty() && !model.resets());
+
+    apply(&mut model, asking);
+    settle(&mut model, at(2), &mut memory);
+    assert!(model.take_retired().is_empty() && model.resets());
+    apply(&mut model, at_addresses(&["10.0.0.2"]));
+    settle(&mut model, at(3), &mut memory);
+    assert_eq!(model.take_retired(), [Transport::Tcp].into());
+
+    // A restarted agent knows by the kernel's tables what the connections that it finds were promised.
+    let mut model = model_on(memory.restored());
+    replace(&mut model, vec![silent], vec![at_addresses(&["10.0.0.2"])]);
+    settle(&mut model, at(4), &mut memory);
+    assert!(!model.take_retired().is_empty() && model.resets());
+    delete::<Service>(&mut model, "web");
+    settle(&mut model, at(5), &mut memory);
+    assert_eq!(model.take_retired(), [Transport::Tcp].into());
+}

@@ -66,6 +66,8 @@ pub struct Service {
     /// The same for its slices.
     pub slice_labels: Vec<(String, String)>,
     triggered_at: Option<String>,
+    /// What is asked beyond the API's fields.
+    pub annotations: Vec<(String, String)>,
     vips: Addresses,
     ports: Vec<Port>,
     spec: ServiceSpec,
@@ -91,6 +93,7 @@ impl Service {
         Self {
             name: name.to_owned(),
             labels: Vec::new(),
+            annotations: Vec::new(),
             slice_labels: Vec::new(),
             triggered_at: None,
             vips,
@@ -230,6 +233,13 @@ impl Service {
         self
     }
 
+    /// Annotated.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
     /// With its slices labelled.
     #[must_use]
     pub fn with_slices_labelled(mut self, key: &str, value: &str) -> Self {
@@ -297,7 +307,11 @@ impl Service {
         let ports = Some(self.ports.iter().map(port).collect());
         let balancer = LoadBalancerStatus { ingress: Some(self.ingress.clone()) };
         ServiceObject {
-            metadata: self.metadata(self.name.clone(), &self.labels),
+            metadata: ObjectMeta {
+                annotations: (!self.annotations.is_empty())
+                    .then(|| self.annotations.iter().cloned().collect()),
+                ..self.metadata(self.name.clone(), &self.labels)
+            },
             spec: Some(ServiceSpec { ports, ..self.spec.clone() }),
             status: (!self.ingress.is_empty())
                 .then(|| ServiceStatus { load_balancer: Some(balancer), ..ServiceStatus::default() }),

@@ -88,7 +88,7 @@ impl Sockets {
 
     /// The protocols by which the node's own processes get their backend at their sockets.
     pub(super) const fn protocols(&self) -> &'static [Transport] {
-        if self.settings.flags.contains(SocketFlags::HOST) { &[Transport::Udp] } else { &[] }
+        if self.settings.flags.contains(SocketFlags::HOST) { &[Transport::Udp, Transport::Tcp] } else { &[] }
     }
 
     /// Takes note of the node's addresses.

@@ -1,8 +1,13 @@
-//! Connected sockets of the node's processes whose backend is gone: they are aborted (CT-08).
+//! Connected sockets of the node's processes whose backend is gone: they are aborted. Those of UDP always (CT-08), those of
+//! TCP if their Service asks for it.
 //!
 //! What such a socket sends passes no program, and the kernel connects nobody to somebody else: left alone, it would send
 //! to the dead for as long as its process cares. Aborted, it tells its process, which makes a new one and gets a backend
 //! that lives.
+//!
+//! Which sockets got their backend from Sluice is in the socket table, and what has been there longest without being asked
+//! about is forgotten first when that is full. Nobody asks about a socket that only sends. So those that are still connected
+//! are written anew from time to time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +15,7 @@ use std::{
 };
 
 use proxy_common::{
-    socket::{SocketKey, View},
+    socket::{SocketFacts, SocketKey, View},
     tables::{Backends, Sockets},
 };
 use proxy_model::{Family, Transport};
@@ -26,6 +31,9 @@ use crate::{
 /// When sockets are looked at after a backend was retired: at once, and again for those that had it by then and were not
 /// connected yet. That takes microseconds, or as long as the kernel lets a process wait for its turn.
 const LOOKS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_secs(1)];
+/// How long after a look the next one is due if nothing happens, so that the table forgets none of these sockets: long
+/// before others can fill it, which takes 65,536 conversations.
+const REGULARLY: Duration = Duration::from_secs(30);
 /// After a look this many times its duration pass before the next: a fifth of the time, where sockets are many and backends
 /// come and go all the time.
 const SHARE: u32 = 4;
@@ -54,18 +62,24 @@ pub(super) struct StaleSockets {
     failure: Option<String>,
 }
 
-/// How far the looks after a protocol's latest retirement have come.
+/// The looks at the sockets of a protocol.
 #[derive(Clone, Copy, Debug)]
 struct Looks {
+    /// When the latest backend was retired.
     since: Instant,
-    /// How many have been begun.
+    /// How many of the looks after that have been begun.
     begun: usize,
+    /// When the latest look of all began.
+    latest: Instant,
+    /// Whether there may be sockets that the table must not forget.
+    is_regular: bool,
 }
 
 impl Looks {
     /// When the next one is due; `None` if there is nothing to look for.
     fn due(&self) -> Option<Instant> {
-        LOOKS.get(self.begun).map(|&delay| self.since + delay)
+        let soon = LOOKS.get(self.begun).map(|&delay| self.since + delay);
+        soon.or(self.is_regular.then(|| self.latest + REGULARLY))
     }
 }
 
@@ -79,12 +93,23 @@ impl StaleSockets {
                 Ok(Some(unable)) => unable.to_string(),
                 Err(error) => crate::report(&error),
             };
-            let protocol = transport.as_str();
-            warn!(protocol, "{problem}: sockets of the node stay connected to a backend that is gone");
+            match transport {
+                Transport::Tcp => {
+                    warn!("{problem}: no Service can have TCP connections of the node's processes reset");
+                }
+                _ => warn!("{problem}: connected UDP sockets of the node stay with a backend that is gone"),
+            }
             false
         };
-        let looks = Looks { since: Instant::now(), begun: LOOKS.len() };
-        let protocols = protocols.iter().copied().filter(is_able).map(|transport| (transport, looks));
+        let now = Instant::now();
+        let looks = |transport| Looks {
+            since: now,
+            begun: LOOKS.len(),
+            latest: now,
+            is_regular: transport == Transport::Udp,
+        };
+        let able = protocols.iter().copied().filter(is_able);
+        let protocols = able.map(|transport| (transport, looks(transport)));
         Self {
             pins: pins.clone(),
             protocols: protocols.collect(),
@@ -94,10 +119,13 @@ impl StaleSockets {
         }
     }
 
-    /// Backends of these protocols have gone.
-    pub(super) fn note(&mut self, retired: &BTreeSet<Transport>) {
+    /// Backends of these protocols have gone. `resets` says whether a Service wants TCP connections reset.
+    pub(super) fn note(&mut self, retired: &BTreeSet<Transport>, resets: bool) {
         let now = Instant::now();
         self.schedule(retired, now);
+        if let Some(looks) = self.protocols.get_mut(&Transport::Tcp) {
+            looks.is_regular = resets;
+        }
         // Does not wait for whatever else the agent has to do.
         if self.looking.is_empty() && self.rested <= now {
             self.begin();
@@ -106,7 +134,7 @@ impl StaleSockets {
 
     fn schedule(&mut self, transports: &BTreeSet<Transport>, since: Instant) {
         for (_, looks) in self.protocols.iter_mut().filter(|(transport, _)| transports.contains(transport)) {
-            *looks = Looks { since, begun: 0 };
+            (looks.since, looks.begun) = (since, 0);
         }
     }
 
@@ -128,7 +156,8 @@ impl StaleSockets {
         let mut transports = BTreeSet::new();
         for (&transport, looks) in &mut self.protocols {
             if looks.due().is_some_and(|due| due <= now) {
-                looks.begun += 1;
+                looks.begun = LOOKS.len().min(looks.begun + 1);
+                looks.latest = now;
                 transports.insert(transport);
             }
         }
@@ -169,19 +198,34 @@ impl StaleSockets {
     }
 }
 
+/// The states of sockets that are, or are about to be, connected.
+fn connected(transport: Transport) -> StateFlags {
+    match transport {
+        Transport::Tcp => {
+            StateFlags::all() - (StateFlags::LISTEN | StateFlags::CLOSE | StateFlags::TIME_WAIT)
+        }
+        Transport::Udp | Transport::Sctp => StateFlags::ESTABLISHED,
+    }
+}
+
 /// Aborts the sockets of a protocol whose backend is gone. Returns how many there were. The socket table knows which ones
 /// got their backend from Sluice: those that dialled a pod are not there.
 fn look(pins: &Pins, transport: Transport) -> Result<usize, StaleError> {
-    let (known, backends) = (HashTable::<Sockets>::open(pins)?, ArrayTable::<Backends>::open(pins)?);
+    let (mut known, backends) = (HashTable::<Sockets>::open(pins)?, ArrayTable::<Backends>::open(pins)?);
     let mut diag = Diag::open()?;
     let (mut aborted, mut refused) = (0, None);
     for family in Family::ALL {
-        for socket in diag.list(transport, family, StateFlags::ESTABLISHED)? {
+        for socket in diag.list(transport, family, connected(transport))? {
             let key = SocketKey::new(socket.cookie(), socket.peer(), View::BACKEND);
             let Some(entry) = known.get(&key)? else {
                 continue;
             };
+            // TCP stays with its backend unless that was agreed otherwise when it connected (CT-20).
+            if transport == Transport::Tcp && !entry.facts.contains(SocketFacts::RESET) {
+                continue;
+            }
             if backends.get(entry.backend.0)?.is_some_and(|backend| backend.serves(entry.generation)) {
+                known.put(&key, &entry)?;
                 continue;
             }
             match diag.abort(transport, &socket) {

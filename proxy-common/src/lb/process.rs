@@ -6,7 +6,7 @@ use crate::{
     config::SocketFlags,
     drop::DropReason,
     filter::AddressRoles,
-    socket::{SocketEntry, SocketKey, View, halves},
+    socket::{SocketEntry, SocketFacts, SocketKey, View, halves},
     tuple::{Endpoint, Protocol},
 };
 
@@ -119,10 +119,11 @@ fn remember<T: Tables + Sockets>(tables: &T, process: &Process, key: &SocketKey,
     let Some(backend) = tables.backend(id) else {
         return Wish::Forbidden(DropReason::BrokenTable);
     };
+    let facts = if chosen.resets() { SocketFacts::RESET } else { SocketFacts::default() };
     let entry = |end: Endpoint| SocketEntry {
         address: end.address,
         port: end.port,
-        reserved: 0,
+        facts,
         backend: id,
         generation: backend.generation,
     };

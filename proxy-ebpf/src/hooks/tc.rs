@@ -19,7 +19,7 @@ use crate::{
     maps::{self, Maps},
     packet::Note as _,
     parse::{self, Content, HEADERS},
-    refuse, rewrite,
+    refuse, reset, rewrite,
     wire::{IpHeader, Ipv4, Ipv6, Part},
 };
 
@@ -88,6 +88,17 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
             let answered = match family {
                 IPV4 => refuse::refuse::<Ipv4, LINK>(ctx, length),
                 _ => refuse::refuse::<Ipv6, LINK>(ctx, length),
+            };
+            maps::count_drop(reason);
+            return Ok(answered.unwrap_or(TC_ACT_SHOT));
+        }
+        Verdict::Reset(reason) => {
+            let transport = parsed.transport;
+            let answered = match family {
+                // A fragment has not all that the answer needs.
+                _ if parsed.part != Part::Whole => None,
+                IPV4 => reset::reset::<Ipv4, LINK>(ctx, transport),
+                _ => reset::reset::<Ipv6, LINK>(ctx, transport),
             };
             maps::count_drop(reason);
             return Ok(answered.unwrap_or(TC_ACT_SHOT));

@@ -143,9 +143,10 @@ impl Model {
     }
 
     fn plan_port(&mut self, port: &ServicePortName, target: &Target, now: Duration) -> Result<(), Misfit> {
-        let Self { programmed, tables, claims, pending, .. } = self;
+        let Self { programmed, tables, claims, pending, resets, .. } = self;
         if let Some(entry) = programmed.get_mut(port) {
             entry.aim(target, now, tables)?;
+            *resets |= entry.resets();
             for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
                 tables.unwant_frontend(key, now);
             }
@@ -160,6 +161,7 @@ impl Model {
                 tables.service_ids.put_back(id);
                 return Err(error);
             }
+            *resets |= entry.resets();
             tables.names.want(id, row);
             programmed.insert(port.clone(), entry);
         } else {

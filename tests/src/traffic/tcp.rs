@@ -1,7 +1,7 @@
 //! TCP clients.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::atomic::AtomicU64,
     time::Duration,
@@ -177,6 +177,15 @@ impl Connection {
             left -= count as u64;
         }
         Ok(digest.finish())
+    }
+
+    /// Waits for the other end to say something, which it never does, or for the error that ends the connection.
+    #[must_use]
+    pub fn wait_for_end(&self) -> io::Error {
+        match (&self.stream).read(&mut [0]) {
+            Ok(length) => io::Error::other(format!("{length} bytes came")),
+            Err(error) => error,
+        }
     }
 
     /// Ends the connection with a reset, so that neither end remembers it.

@@ -1,13 +1,14 @@
 //! Processes in the node's own network, which never cross a hook of packets: they get their backend at their sockets.
 //!
 //! Whom they reach ([`reach`]) and under what rules ([`policy`]), who else is served ([`modes`]), what if a backend goes
-//! ([`gone`]) or a program ([`hooks`]).
+//! ([`gone`], [`reset`]) or a program ([`hooks`]).
 
 mod gone;
 mod hooks;
 mod modes;
 mod policy;
 mod reach;
+mod reset;
 
 use std::{
     io,
@@ -23,6 +24,7 @@ use sluice_tests::{
 };
 use socket2::{Domain, Socket, Type};
 
+pub(crate) use self::gone::{all_ways, can_abort};
 use crate::expect::{Seen, expect_reach, expect_tcp_refused};
 
 const NODE_PORT: u16 = 30_080;

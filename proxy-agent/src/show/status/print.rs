@@ -143,6 +143,9 @@ const fn explanation(reason: DropReason) -> &'static str {
         DropReason::UnknownPort => "the Service has no such port or protocol; clients are told",
         DropReason::NoSourcePort => "no free port to rewrite the source to",
         DropReason::NoSourceAddress => "the device to leave by has no address to rewrite the source to",
+        DropReason::BackendGone => {
+            "the endpoint of a connection is gone, and the Service wants clients told (TCP RST)"
+        }
         DropReason::OrphanFragment => "a fragment came before the first of its datagram",
     }
 }
@@ -164,7 +167,7 @@ mod tests {
         let pod =
             DeviceRow { class: Some("local-clients"), pod_traffic: true, ..DeviceRow::new(7, None, None) };
         let status = Status {
-            pins: "/sys/fs/bpf/sluice/v3".to_owned(),
+            pins: "/sys/fs/bpf/sluice/v4".to_owned(),
             other_layouts: Vec::new(),
             devices: vec![uplink, pod],
             not_attached: vec![BareDevice { index: 1, name: "lo".to_owned(), reason: "loopback" }],
@@ -179,7 +182,7 @@ mod tests {
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
         };
         let expected = "\
-pins     /sys/fs/bpf/sluice/v3
+pins     /sys/fs/bpf/sluice/v4
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
 sockets  host-only: the node's own processes are served when they connect or send; everybody else by packets; NodePorts are at loopback too

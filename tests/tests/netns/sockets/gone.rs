@@ -66,7 +66,7 @@ fn a_sender_on_the_host_follows_when_its_backend_is_replaced() {
 }
 
 /// Whether this kernel can abort sockets; says so if not.
-fn can_abort(transport: Transport) -> bool {
+pub(crate) fn can_abort(transport: Transport) -> bool {
     match Diag::open().and_then(|mut diag| diag.inability(transport)) {
         Ok(None) => true,
         Ok(Some(unable)) => {
@@ -78,7 +78,7 @@ fn can_abort(transport: Transport) -> bool {
 }
 
 /// The ways to name both ends of a service: each by its family, and IPv4 by a socket of IPv6.
-fn all_ways(ends: Ends) -> Vec<SocketAddr> {
+pub(crate) fn all_ways(ends: Ends) -> Vec<SocketAddr> {
     let own = Family::ALL.map(|family| ends.of(family));
     own.into_iter().chain(own.into_iter().filter_map(mapped)).collect()
 }
