@@ -16,7 +16,8 @@ use std::{
 
 use futures::{Stream, StreamExt as _};
 use proxy_common::{
-    config::SocketFlags,
+    config::{SocketFlags, SocketSettings},
+    pod::PodReasons,
     tables::{Flows, Table as _},
 };
 use proxy_model::{Change, CommitError, DetectLocal, Model};
@@ -62,6 +63,8 @@ pub struct Options {
 pub struct SocketOptions {
     /// What is switched on.
     pub flags: SocketFlags,
+    /// Reasons for which pods are served.
+    pub pods: PodReasons,
     /// The cgroup whose processes are served; if there is none, nobody is.
     pub cgroup: Option<PathBuf>,
 }
@@ -251,7 +254,7 @@ impl Agent {
         let networks = self.model.pod_networks();
         let settled = self.settings.set_pod_networks(networks, &self.detect_local);
         failing.extend(settled.err().map(|error| crate::report(&error)));
-        let settled = self.settings.set_sockets(self.sockets.settings());
+        let settled = self.settings.set_sockets(self.socket_settings());
         failing.extend(settled.err().map(|error| crate::report(&error)));
         self.tell_failures(failing);
         if failures.is_empty() && self.model.is_synced() && !self.synced {
@@ -266,6 +269,16 @@ impl Agent {
             );
             self.remove_other_layouts();
         }
+    }
+
+    /// Who is served at sockets, with what is known of pods by now.
+    fn socket_settings(&self) -> SocketSettings {
+        let mut settings = self.sockets.settings();
+        settings.levels = self.model.pod_levels().unwrap_or(self.settings.sockets().levels);
+        if self.model.knows_pods() {
+            settings.flags = settings.flags.with(SocketFlags::PODS_LISTED);
+        }
+        settings
     }
 
     /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so

@@ -29,6 +29,7 @@ pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod lb;
+pub mod pod;
 pub mod ranges;
 pub mod socket;
 pub mod tables;
@@ -39,4 +40,4 @@ pub mod tuple;
 ///
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
 /// agent never adopts maps which it would misread.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;

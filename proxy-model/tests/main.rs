@@ -8,6 +8,7 @@ mod external;
 mod flow;
 mod journeys;
 mod outside;
+mod pods;
 mod policies;
 mod property;
 mod restore;

@@ -10,10 +10,11 @@ use proxy_common::{
     drop::DropReason,
     filter::FilterLine,
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     tables::{
-        AddressFilter, Addresses, Backends, Frontends, ServiceDrops, ServiceNames, ServiceTraffic, Slots,
-        SourceRanges, Table,
+        AddressFilter, Addresses, Backends, Frontends, Pods, ServiceDrops, ServiceNames, ServiceTraffic,
+        Slots, SourceRanges, Table,
     },
 };
 use proxy_model::{HashTableIo, Io, Restored, TableIo};
@@ -34,6 +35,7 @@ pub struct KernelTables {
     filter: ArrayTable<AddressFilter>,
     traffic: PerCpuTable<ServiceTraffic>,
     drops: PerCpuHashTable<ServiceDrops>,
+    pods: HashTable<Pods>,
 }
 
 impl KernelTables {
@@ -49,6 +51,7 @@ impl KernelTables {
             filter: ArrayTable::open(pins)?,
             traffic: PerCpuTable::open(pins)?,
             drops: PerCpuHashTable::open(pins)?,
+            pods: HashTable::open(pins)?,
         })
     }
 
@@ -74,6 +77,7 @@ impl KernelTables {
             addresses: self.addresses.entries().collect::<Result<_, _>>()?,
             source_ranges: self.source_ranges.entries().collect::<Result<_, _>>()?,
             filter: self.filter.entries().collect::<Result<_, _>>()?,
+            pods: self.pods.entries().collect::<Result<_, _>>()?,
         })
     }
 
@@ -164,5 +168,17 @@ impl TableIo<Backends> for KernelTables {
 impl TableIo<AddressFilter> for KernelTables {
     fn put(&mut self, key: &u32, value: &FilterLine) -> Result<(), TableError> {
         self.filter.put(*key, value)
+    }
+}
+
+impl TableIo<Pods> for KernelTables {
+    fn put(&mut self, key: &CgroupId, value: &PodEntry) -> Result<(), TableError> {
+        self.pods.put(key, value)
+    }
+}
+
+impl HashTableIo<Pods> for KernelTables {
+    fn delete(&mut self, key: &CgroupId) -> Result<(), TableError> {
+        self.pods.delete(key)
     }
 }

@@ -11,7 +11,9 @@ use crate::{
 };
 
 pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services, services};
-pub use status::{BareDevice, DeviceRow, SocketHookRow, SocketStatus, Status, TableRow, status};
+pub use status::{
+    BareDevice, DeviceRow, PodRow, PodStatus, SocketHookRow, SocketStatus, Status, TableRow, status,
+};
 
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]

@@ -3,9 +3,10 @@
 use crate::{
     addr::Addr,
     backend::BackendId,
-    config::SocketFlags,
+    config::{SocketFlags, SocketSettings},
     drop::DropReason,
     filter::AddressRoles,
+    pod::{PodReason, PodReasons},
     socket::{SocketEntry, SocketKey, View, halves},
     tuple::{Endpoint, Protocol},
 };
@@ -53,12 +54,14 @@ pub enum Wish {
     Forbidden(DropReason),
 }
 
-/// The socket table, which only sockets need.
+/// The tables that only sockets need.
 pub trait Sockets {
     /// What is known about a socket and somebody whom it talks to.
     fn socket(&self, key: &SocketKey) -> Option<SocketEntry>;
     /// Writes it. A full table forgets another entry.
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry);
+    /// What is known of the pod whose cgroup is at that level above the calling process.
+    fn pod(&self, level: u8) -> Option<PodReasons>;
 }
 
 /// The decision for a socket that connects, or a datagram that a socket sends to an address.
@@ -87,17 +90,29 @@ pub fn wish<T: Tables + Sockets>(tables: &T, process: &Process) -> Wish {
 
 /// Whether a process's wish is looked at, at the price of an array read for most.
 #[inline(always)]
-fn is_served<T: Tables>(tables: &T, process: &Process) -> bool {
+fn is_served<T: Tables + Sockets>(tables: &T, process: &Process) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
-    let flags = settings.sockets.flags;
-    let wanted = if process.is_host { SocketFlags::HOST } else { SocketFlags::PODS };
-    if !flags.contains(wanted) || !process.is_host && process.protocol != Protocol::TCP {
+    let sockets = &settings.sockets;
+    let wanted = if process.is_host {
+        sockets.flags.contains(SocketFlags::HOST)
+    } else {
+        sockets.pods != PodReasons::NONE && process.protocol == Protocol::TCP
+    };
+    if !wanted {
         return false;
     }
-    process.end.address.is_loopback()
-        || tables.roles(process.end.address).intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+    let may_be_served = process.end.address.is_loopback()
+        || tables.roles(process.end.address).intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE));
+    may_be_served && (process.is_host || sockets.pods.intersects(pod_of_process(tables, sockets)))
+}
+
+/// What is known of the pod that the calling process belongs to.
+#[inline(always)]
+fn pod_of_process<T: Sockets>(tables: &T, sockets: &SocketSettings) -> PodReasons {
+    let known = sockets.levels.each().find_map(|level| tables.pod(level));
+    known.unwrap_or(PodReasons::of(PodReason::Unknown))
 }
 
 /// Remembers both views of the choice.

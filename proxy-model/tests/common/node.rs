@@ -20,8 +20,10 @@ use proxy_common::{
     filter::{AddressRoles, FilterPosition},
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState, TcpFlags},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, FlowRef, Insert, InsertError, Packet, Tables, Translation, Verdict},
+    lb::{self, FlowRef, Insert, InsertError, Packet, Sockets, Tables, Translation, Verdict},
+    pod::{CgroupId, PodReasons},
     ranges::SourceRange,
+    socket::{SocketEntry, SocketKey},
     time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
@@ -44,6 +46,11 @@ pub(crate) struct Node {
     affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
     draft: RefCell<Draft>,
+    sockets: RefCell<HashMap<SocketKey, SocketEntry>>,
+    /// The cgroups that the calling process is in, from the root.
+    pub(crate) cgroups: Vec<CgroupId>,
+    /// How many of them were asked about.
+    pub(crate) cgroups_asked: Cell<usize>,
     /// What was dropped, in order.
     pub(crate) drops: RefCell<Vec<(ServiceId, DropReason)>>,
     seconds: Cell<u32>,
@@ -76,6 +83,9 @@ impl Node {
             affinities: RefCell::default(),
             counters: RefCell::default(),
             draft: RefCell::default(),
+            sockets: RefCell::default(),
+            cgroups: Vec::new(),
+            cgroups_asked: Cell::new(0),
             drops: RefCell::default(),
             seconds: Cell::new(0),
             dice: Cell::new(0x9e37_79b9_7f4a_7c15),
@@ -338,5 +348,20 @@ impl Tables for Node {
     fn count_drop(&self, service: ServiceId, reason: DropReason) {
         self.count(service, |counters| counters.drops += 1);
         self.drops.borrow_mut().push((service, reason));
+    }
+}
+
+impl Sockets for Node {
+    fn socket(&self, key: &SocketKey) -> Option<SocketEntry> {
+        self.sockets.borrow().get(key).copied()
+    }
+
+    fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
+        self.sockets.borrow_mut().insert(*key, *entry);
+    }
+
+    fn pod(&self, level: u8) -> Option<PodReasons> {
+        self.cgroups_asked.set(self.cgroups_asked.get() + 1);
+        self.memory.pods.get(self.cgroups.get(usize::from(level))?).map(|pod| pod.reason)
     }
 }

@@ -154,7 +154,7 @@ mod tests {
         let pod =
             DeviceRow { class: Some("local-clients"), pod_traffic: true, ..DeviceRow::new(7, None, None) };
         let status = Status {
-            pins: "/sys/fs/bpf/sluice/v3".to_owned(),
+            pins: "/sys/fs/bpf/sluice/v4".to_owned(),
             other_layouts: Vec::new(),
             devices: vec![uplink, pod],
             not_attached: vec![BareDevice { index: 1, name: "lo".to_owned(), reason: "loopback" }],
@@ -166,11 +166,12 @@ mod tests {
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
         };
         let expected = "\
-pins     /sys/fs/bpf/sluice/v3
+pins     /sys/fs/bpf/sluice/v4
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
-sockets  host-only: the node's own processes are served when they connect or send; everybody else by packets; NodePorts are at loopback too
+sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached
+pods     0 by sockets; 0 by packets; others by packets
 
 DROPPED     PACKETS  BECAUSE
 no_backend       12  the service has no endpoint that is ready; clients are told

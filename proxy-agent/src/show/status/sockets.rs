@@ -1,17 +1,22 @@
 //! Who is served at sockets.
 
-use proxy_common::config::{NodeSettings, SocketFlags};
+use proxy_common::{
+    config::{NodeSettings, SocketFlags, SocketSettings},
+    pod::{PodReason, PodReasons},
+};
 use serde::Serialize;
 
 use crate::{
     cgroup,
-    datapath::{Pins, SocketProgram, pinned_socket_hooks},
+    datapath::{Pins, SocketProgram, TableError, pinned_socket_hooks},
 };
+
+use super::pods::{self, PodStatus};
 
 /// Who is served when they connect or send.
 #[derive(Debug, Serialize)]
 pub struct SocketStatus {
-    /// `off`, `host-only` or `on`, as the datapath is told.
+    /// `off`, `host-only`, `auto` or `on`, as the datapath is told.
     pub mode: &'static str,
     /// Whether the node's own processes reach NodePorts at loopback addresses.
     pub localhost_node_ports: bool,
@@ -21,6 +26,10 @@ pub struct SocketStatus {
     pub hooks: Vec<SocketHookRow>,
     /// The programs that should be attached and are not.
     pub missing: Vec<&'static str>,
+    /// Which pods are served.
+    pub pods: PodStatus,
+    #[serde(skip)]
+    served: PodReasons,
 }
 
 /// A program that is attached to the cgroup.
@@ -33,25 +42,33 @@ pub struct SocketHookRow {
 }
 
 /// Reads it from the kernel.
-pub(super) fn sockets(pins: &Pins, settings: Option<&NodeSettings>) -> SocketStatus {
-    let flags = settings.map_or(SocketFlags::default(), |settings| settings.sockets.flags);
+pub(super) fn sockets(pins: &Pins, settings: Option<&NodeSettings>) -> Result<SocketStatus, TableError> {
+    let settings = settings.map_or(SocketSettings::OFF, |settings| settings.sockets);
     let pinned = pinned_socket_hooks(pins);
     let cgroup = pinned.iter().find_map(|hook| hook.cgroup_id).map(|id| {
         cgroup::directory_of(id).map_or_else(|| format!("number {id}"), |dir| dir.display().to_string())
     });
     let rows =
         pinned.iter().map(|hook| SocketHookRow { name: hook.program.name(), program: hook.program_id });
-    SocketStatus::new(flags, cgroup, rows.collect())
+    Ok(SocketStatus::new(&settings, cgroup, rows.collect(), pods::pods(pins, &settings)?))
 }
 
 impl SocketStatus {
-    fn new(flags: SocketFlags, cgroup: Option<String>, hooks: Vec<SocketHookRow>) -> Self {
-        let mode = if flags.contains(SocketFlags::PODS) {
-            "on"
-        } else if flags.contains(SocketFlags::HOST) {
-            "host-only"
-        } else {
+    fn new(
+        settings: &SocketSettings,
+        cgroup: Option<String>,
+        hooks: Vec<SocketHookRow>,
+        pods: PodStatus,
+    ) -> Self {
+        let SocketSettings { flags, pods: served, .. } = *settings;
+        let mode = if !flags.contains(SocketFlags::HOST) {
             "off"
+        } else if served == PodReasons::NONE {
+            "host-only"
+        } else if served.contains(PodReasons::of(PodReason::Unknown)) {
+            "on"
+        } else {
+            "auto"
         };
         let wanted = SocketProgram::ALL.into_iter().filter(|_| mode != "off").map(SocketProgram::name);
         let missing = wanted.filter(|name| !hooks.iter().any(|hook| hook.name == *name)).collect();
@@ -61,6 +78,8 @@ impl SocketStatus {
             cgroup,
             hooks,
             missing,
+            pods,
+            served,
         }
     }
 
@@ -69,8 +88,12 @@ impl SocketStatus {
         let mut text = format!("sockets  {}: ", self.mode);
         text += match self.mode {
             "on" => {
-                "the node's own processes, and TCP of pods, are served when they connect or send; other traffic by \
-                 packets"
+                "the node's own processes, and TCP of pods that have not opted out, are served when they connect or \
+                 send; other traffic by packets"
+            }
+            "auto" => {
+                "the node's own processes, and TCP of pods that are known not to mind, are served when they connect \
+                 or send; other traffic by packets"
             }
             "host-only" => {
                 "the node's own processes are served when they connect or send; everybody else by packets"
@@ -93,6 +116,7 @@ impl SocketStatus {
             }
             text.push('\n');
         }
+        text += &self.pods.line(self.served);
         text
     }
 }
@@ -103,8 +127,10 @@ impl SocketStatus {
     pub(super) fn example() -> Self {
         let hooks =
             SocketProgram::ALL.map(|program| SocketHookRow { name: program.name(), program: Some(9) });
-        let flags = SocketFlags::HOST.with(SocketFlags::LOCALHOST_NODE_PORTS);
-        Self::new(flags, Some("/sys/fs/cgroup".to_owned()), hooks.into())
+        let flags = SocketFlags::HOST.with(SocketFlags::LOCALHOST_NODE_PORTS).with(SocketFlags::PODS_LISTED);
+        let settings = SocketSettings { flags, pods: PodReasons::KNOWN, ..SocketSettings::OFF };
+        let pods = PodStatus::new(&settings, &[]);
+        Self::new(&settings, Some("/sys/fs/cgroup".to_owned()), hooks.into(), pods)
     }
 }
 
@@ -116,12 +142,16 @@ mod tests {
     fn what_is_not_attached_is_named() {
         let mut hooks = SocketStatus::example().hooks;
         hooks.retain(|hook| hook.name != "sluice_connect4");
-        let status = SocketStatus::new(SocketFlags::HOST.with(SocketFlags::PODS), None, hooks);
+        let settings = |flags, pods| SocketSettings { flags, pods, ..SocketSettings::OFF };
+        let status = |settings: SocketSettings, hooks| {
+            SocketStatus::new(&settings, None, hooks, PodStatus::new(&settings, &[]))
+        };
+        let off = status(SocketSettings::OFF, Vec::new());
+        let status = status(settings(SocketFlags::HOST, PodReasons::ALL_BUT_OPTED_OUT), hooks);
         assert_eq!(status.missing, ["sluice_connect4"]);
         let text = status.lines();
         assert!(text.starts_with("sockets  on: ") && text.contains("7 of 8"), "{text}");
         assert!(text.contains("missing: sluice_connect4"), "{text}");
-        let off = SocketStatus::new(SocketFlags::default(), None, Vec::new());
         assert!(off.missing.is_empty());
         assert_eq!(off.lines().lines().count(), 1, "{}", off.lines());
     }
