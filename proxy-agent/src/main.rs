@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use proxy_agent::{
     cgroup::{self, CgroupError},
     cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
@@ -16,6 +19,7 @@ use proxy_agent::{
     options::options,
     run, show, watch,
 };
+use proxy_common::{config::SocketFlags, pod::PodReasons};
 use proxy_model::Change;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -81,17 +85,46 @@ fn served_cgroup(given: Option<PathBuf>, mode: SocketLb) -> Result<Option<PathBu
     Ok(Some(dir))
 }
 
+/// What happens to the cgroups of pods, if anybody asks. Leaves pods to packets where a process's pod cannot be told.
+fn pod_cgroups(options: &mut run::Options) -> Option<BoxStream<'static, Change>> {
+    let dir = options.sockets.cgroup.as_ref().filter(|_| options.model.follow_pods)?;
+    if let Some(place) = cgroup::place(dir) {
+        return Some(cgroup::pod_cgroups(dir.clone(), place).boxed());
+    }
+    tracing::warn!(
+        cgroup = %dir.display(),
+        "pods are left to packets: the root of cgroup2 is not mounted here, so it cannot be told which pod a process \
+         belongs to; in a container, mount the host's cgroup2"
+    );
+    options.model.follow_pods = false;
+    options.sockets.pods = PodReasons::NONE;
+    options.sockets.flags = options.sockets.flags.with(SocketFlags::LEVELS_UNKNOWN);
+    None
+}
+
 async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let node = node_name(args.hostname_override.as_deref(), &hostname.to_string_lossy())
         .context("the node has no name: set --hostname-override")?;
     let (manifests, kubeconfig) = (args.manifests.clone(), args.kubeconfig.clone());
-    let options = options(args, node)?;
+    let mut options = options(args, node)?;
+    let cgroups = pod_cgroups(&mut options);
     let node = &options.model.node_name;
-    let changes: BoxStream<'static, Change> = match &manifests {
+    let mut changes: BoxStream<'static, Change> = match &manifests {
         Some(dir) => watch::manifests(dir)?.boxed(),
-        None => watch::kubernetes(watch::client(kubeconfig.as_deref()).await?, node).boxed(),
+        None => {
+            let client = watch::client(kubeconfig.as_deref()).await?;
+            let changes = watch::kubernetes(client.clone(), node);
+            if options.model.follow_pods {
+                stream::select(changes, watch::pods(client, node)).boxed()
+            } else {
+                changes.boxed()
+            }
+        }
     };
+    if let Some(cgroups) = cgroups {
+        changes = stream::select(changes, cgroups).boxed();
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {

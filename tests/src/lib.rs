@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod cgroup;
 pub mod counters;
 pub mod deployment;
 pub mod harness;

@@ -2,7 +2,7 @@
 //!
 //! One file per question. Who is reached: through ClusterIPs ([`reach`]), NodePorts ([`nodeport`]), external IPs and load
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
-//! ([`fragments`]) and from the nodes themselves ([`sockets`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
+//! ([`fragments`]) and from the nodes themselves and from pods by their sockets ([`sockets`], [`pods`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
 //! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
 //! ([`demo`], [`status`])?
@@ -19,6 +19,7 @@ mod lifecycle;
 mod load;
 mod manifests;
 mod nodeport;
+mod pods;
 mod policy;
 mod reach;
 mod refuse;

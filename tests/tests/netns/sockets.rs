@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::drop::DropReason;
 use sluice_tests::{
+    cgroup::Threads,
     harness::{Setup, unsupported, with_agents},
     sandbox::own_cgroup,
     service::{PORT, Service, TARGET_PORT},
@@ -493,39 +494,14 @@ fn the_host_is_served_while_the_agent_is_dead_and_all_through_its_restart() {
     });
 }
 
-/// A cgroup for threads of this process, gone with this value.
-struct Threads(PathBuf);
-
-impl Threads {
-    fn create() -> Result<Self> {
-        let dir = own_cgroup()?.join("pod");
-        fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let threads = Self(dir);
-        fs::write(threads.0.join("cgroup.type"), "threaded").context("make a threaded cgroup")?;
-        Ok(threads)
-    }
-
-    /// Moves the calling thread there, and with it those that it starts.
-    fn enter(&self) -> Result<()> {
-        fs::write(self.0.join("cgroup.threads"), "0").context("enter the cgroup")
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // At worst it stays, and is empty.
-        drop(fs::remove_dir(&self.0));
-    }
-}
-
 /// Only threads in a cgroup of its own are served: that of this process has other tests' pods in it.
 #[test]
 fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets() {
-    let threads = match Threads::create() {
+    let threads = match Threads::create("pod") {
         Ok(threads) => threads,
         Err(reason) => return unsupported(&reason),
     };
-    let cgroup = format!("--cgroup={}", threads.0.display());
+    let cgroup = format!("--cgroup={}", threads.path().display());
     Setup::new(1).telling(&["--socket-lb=on", &cgroup]).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
@@ -536,15 +512,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
             let (to, pod) = (service.frontend(family), near.pod.machine.addresses.at(TARGET_PORT).of(family));
             let open = || Connection::open(&client.machine.namespace, to, Source::AnyPort);
             for (is_inside, expected) in [(true, pod), (false, to)] {
-                let connection = thread::scope(|scope| {
-                    let work = || {
-                        if is_inside {
-                            threads.enter()?;
-                        }
-                        open()
-                    };
-                    scope.spawn(work).join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
-                })?;
+                let connection = if is_inside { threads.run(open) } else { open() }?;
                 ensure!(connection.backend == "near" && connection.peer()? == to, "{connection:?}");
                 ensure!(connection.seen_as == connection.local()?, "seen as {}", connection.seen_as);
                 // What the socket puts on its packets.
@@ -563,7 +531,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
         expect_reach(&client.machine, service.vip(), "near", &Seen::Client)?;
         let status = agents.agents[0].ask(&["status"])?;
         ensure!(
-            status.contains("sockets  on") && status.contains(&threads.0.display().to_string()),
+            status.contains("sockets  on") && status.contains(&threads.path().display().to_string()),
             "{status}"
         );
         Ok(())
@@ -571,7 +539,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
 }
 
 /// An end as `/proc/net/tcp` has it: words of the address in the machine's order, all in hexadecimal.
-fn as_kernel_writes(end: SocketAddr) -> String {
+pub(crate) fn as_kernel_writes(end: SocketAddr) -> String {
     let octets = match end.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
