@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-pub use pods::pod_cgroups;
+pub use pods::with_pod_cgroups;
 
 /// Why there is no cgroup to serve.
 #[derive(Debug, thiserror::Error)]

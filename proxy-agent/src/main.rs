@@ -85,11 +85,11 @@ fn served_cgroup(given: Option<PathBuf>, mode: SocketLb) -> Result<Option<PathBu
     Ok(Some(dir))
 }
 
-/// What happens to the cgroups of pods, if anybody asks. Leaves pods to packets where a process's pod cannot be told.
-fn pod_cgroups(options: &mut run::Options) -> Option<BoxStream<'static, Change>> {
+/// Where the cgroup that is served is in the hierarchy, if anybody asks. Leaves pods to packets if that cannot be told.
+fn pods_place(options: &mut run::Options) -> Option<PathBuf> {
     let dir = options.sockets.cgroup.as_ref().filter(|_| options.model.follow_pods)?;
     if let Some(place) = cgroup::place(dir) {
-        return Some(cgroup::pod_cgroups(dir.clone(), place).boxed());
+        return Some(place);
     }
     tracing::warn!(
         cgroup = %dir.display(),
@@ -108,7 +108,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
         .context("the node has no name: set --hostname-override")?;
     let (manifests, kubeconfig) = (args.manifests.clone(), args.kubeconfig.clone());
     let mut options = options(args, node)?;
-    let cgroups = pod_cgroups(&mut options);
+    let place = pods_place(&mut options);
     let node = &options.model.node_name;
     let mut changes: BoxStream<'static, Change> = match &manifests {
         Some(dir) => watch::manifests(dir)?.boxed(),
@@ -122,8 +122,8 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
             }
         }
     };
-    if let Some(cgroups) = cgroups {
-        changes = stream::select(changes, cgroups).boxed();
+    if let (Some(dir), Some(place)) = (options.sockets.cgroup.clone(), place) {
+        changes = cgroup::with_pod_cgroups(changes, dir, place).boxed();
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -248,14 +248,15 @@ impl Agent {
         for problem in self.model.plan(now) {
             warn!("{problem}");
         }
+        // Before the rows of pods: whoever sees one may rely on its being looked for.
+        let sockets = self.settings.set_sockets(self.socket_settings());
         let before = Instant::now();
         let failures = self.model.commit(now, &mut self.tables);
         let mut failing: BTreeSet<_> = failures.iter().map(describe).collect();
         let networks = self.model.pod_networks();
         let settled = self.settings.set_pod_networks(networks, &self.detect_local);
         failing.extend(settled.err().map(|error| crate::report(&error)));
-        let settled = self.settings.set_sockets(self.socket_settings());
-        failing.extend(settled.err().map(|error| crate::report(&error)));
+        failing.extend(sockets.err().map(|error| crate::report(&error)));
         self.tell_failures(failing);
         if failures.is_empty() && self.model.is_synced() && !self.synced {
             self.synced = true;

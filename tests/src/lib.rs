@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod manifest;
 pub mod netns;
 pub mod packets;
+pub mod pod;
 pub mod sandbox;
 pub mod service;
 pub mod topology;

@@ -8,10 +8,11 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _, stream};
 use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{CreateKind, RemoveKind},
@@ -19,7 +20,10 @@ use notify::{
 use proxy_common::pod::CgroupId;
 use proxy_model::{Change, Event, PodCgroup};
 use tokio::{
-    sync::mpsc::{self, UnboundedReceiver, UnboundedSender},
+    sync::{
+        Notify,
+        mpsc::{self, UnboundedReceiver, UnboundedSender},
+    },
     task, time,
 };
 use tracing::{debug, info, warn};
@@ -29,9 +33,38 @@ use super::name::pod_of;
 /// How long to wait before everything is looked at again after something went wrong.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Follows the cgroups of pods at and below `dir`, which is at `place` below the root of the hierarchy, for ever. Begins with
-/// a `Replace`, as do other sources. What goes wrong is told; until it is right again, what is known stays.
-pub fn pod_cgroups(dir: PathBuf, place: PathBuf) -> impl Stream<Item = Change> + Send {
+/// The same changes, and those of the cgroups of pods at and below `dir`, which is at `place` below the root of the hierarchy:
+/// from the first pod on, for where none is known nobody need watch.
+pub fn with_pod_cgroups(
+    changes: impl Stream<Item = Change> + Send,
+    dir: PathBuf,
+    place: PathBuf,
+) -> impl Stream<Item = Change> + Send {
+    let wanted = Arc::new(Notify::new());
+    let cgroups = {
+        let wanted = Arc::clone(&wanted);
+        let follow = async move || {
+            wanted.notified().await;
+            pod_cgroups(dir, place)
+        };
+        stream::once(follow()).flatten()
+    };
+    let changes = changes.inspect(move |change| {
+        let names_a_pod = match change {
+            Change::Pod(Event::Apply(_)) => true,
+            Change::Pod(Event::Replace(all)) => !all.is_empty(),
+            _ => false,
+        };
+        if names_a_pod {
+            wanted.notify_one();
+        }
+    });
+    stream::select(changes, cgroups)
+}
+
+/// Follows the cgroups of pods, for ever. Begins with a `Replace`, as do other sources. What goes wrong is told; until it is
+/// right again, what is known stays.
+fn pod_cgroups(dir: PathBuf, place: PathBuf) -> impl Stream<Item = Change> + Send {
     let follower = Follower { dir, place, tree: None, pending: VecDeque::new(), failure: None };
     stream::unfold(follower, async |mut follower| {
         let event = follower.next().await;
@@ -252,146 +285,4 @@ fn is_gone(error: &notify::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::pin::Pin;
-
-    use futures::StreamExt as _;
-    use tempfile::TempDir;
-
-    use super::*;
-
-    /// Directories like those of cgroups, followed.
-    struct Followed {
-        dir: TempDir,
-        events: Pin<Box<dyn Stream<Item = Change> + Send>>,
-    }
-
-    impl Followed {
-        fn new(paths: &[&str]) -> Self {
-            let dir = tempfile::tempdir().unwrap();
-            for path in paths {
-                fs::create_dir_all(dir.path().join(path)).unwrap();
-            }
-            let events = Box::pin(pod_cgroups(dir.path().canonicalize().unwrap(), PathBuf::from("a/b")));
-            Self { dir, events }
-        }
-
-        fn path(&self, path: &str) -> PathBuf {
-            self.dir.path().join(path)
-        }
-
-        fn make(&self, path: &str) -> u64 {
-            fs::create_dir_all(self.path(path)).unwrap();
-            fs::metadata(self.path(path)).unwrap().ino()
-        }
-
-        async fn next(&mut self) -> CgroupEvent {
-            let next = time::timeout(Duration::from_secs(60), self.events.next()).await;
-            match next.expect("an event comes").unwrap() {
-                Change::PodCgroup(event) => event,
-                other => panic!("{other:?}"),
-            }
-        }
-
-        /// Pods and levels of the next event, which lists all.
-        async fn all(&mut self) -> Vec<(String, u8)> {
-            match self.next().await {
-                Event::Replace(all) => all.iter().map(|one| (one.pod.to_string(), one.level)).collect(),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    fn cgroup(id: u64, pod: &str, level: u8) -> CgroupEvent {
-        Event::Apply(PodCgroup { id: CgroupId(id), pod: proxy_model::PodUid::new(pod).unwrap(), level })
-    }
-
-    #[tokio::test]
-    async fn pods_that_are_there_come_go_and_come_back_are_told() {
-        let mut followed = Followed::new(&[
-            "kubepods/burstable/pod1/c1",
-            "kubepods/pod2",
-            "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod3_3.slice/c3.scope",
-            "system.slice/cron.service",
-        ]);
-        let mut all = followed.all().await;
-        all.sort();
-        // Below the root, `a`, `b`, and so on.
-        assert_eq!(all, [("1".to_owned(), 5), ("2".to_owned(), 4), ("3-3".to_owned(), 5)]);
-
-        let id = followed.make("kubepods/burstable/pod4");
-        assert_eq!(followed.next().await, cgroup(id, "4", 5));
-        fs::remove_dir(followed.path("kubepods/burstable/pod4")).unwrap();
-        assert_eq!(followed.next().await, Event::Delete(CgroupId(id)));
-        // What happens inside a pod is its own business: the next event is of another one.
-        fs::create_dir(followed.path("kubepods/burstable/pod1/c2")).unwrap();
-        let id = followed.make("kubepods/pod5");
-        assert_eq!(followed.next().await, cgroup(id, "5", 4));
-    }
-
-    #[tokio::test]
-    async fn directories_that_come_with_pods_in_them_are_looked_into() {
-        let mut followed = Followed::new(&[]);
-        assert_eq!(followed.all().await, []);
-        // By the time that the first one is heard of, all are there.
-        let id = followed
-            .make("x.slice/x-kubepods.slice/x-kubepods-besteffort.slice/x-kubepods-besteffort-pod7.slice");
-        assert_eq!(followed.next().await, cgroup(id, "7", 6));
-        fs::remove_dir_all(followed.path("x.slice")).unwrap();
-        assert_eq!(followed.next().await, Event::Delete(CgroupId(id)));
-        let id = followed.make("x.slice/x-kubepods.slice/x-kubepods-pod8.slice");
-        assert_eq!(followed.next().await, cgroup(id, "8", 5));
-    }
-
-    #[tokio::test]
-    async fn a_directory_that_is_replaced_is_another() {
-        let mut followed = Followed::new(&["kubepods/pod1"]);
-        assert_eq!(followed.all().await.len(), 1);
-        let before = fs::metadata(followed.path("kubepods/pod1")).unwrap().ino();
-        // Kept, so that its number is not given away again.
-        let kept = followed.dir.path().join("kept");
-        fs::rename(followed.path("kubepods/pod1"), &kept).unwrap();
-        fs::create_dir(followed.path("kubepods/pod1")).unwrap();
-        let after = fs::metadata(followed.path("kubepods/pod1")).unwrap().ino();
-        assert_eq!(followed.next().await, Event::Delete(CgroupId(before)));
-        assert_eq!(followed.next().await, cgroup(after, "1", 4));
-    }
-
-    #[tokio::test]
-    async fn lost_events_are_made_up_for_by_looking_at_everything() {
-        let followed = Followed::new(&["kubepods/pod1"]);
-        let dir = followed.dir.path().canonicalize().unwrap();
-        let mut follower =
-            Follower { dir, place: PathBuf::new(), tree: None, pending: VecDeque::new(), failure: None };
-        assert!(matches!(follower.next().await, Event::Replace(all) if all.len() == 1));
-        let (tree, _) = follower.tree.take().unwrap();
-        let (sender, news) = mpsc::unbounded_channel();
-        sender.send(News::Lost).unwrap();
-        follower.tree = Some((tree, news));
-        followed.make("kubepods/pod2");
-        assert!(matches!(follower.next().await, Event::Replace(all) if all.len() == 2));
-    }
-
-    #[test]
-    fn only_directories_that_come_and_go_matter() {
-        use notify::event::{AccessKind, AccessMode, Flag, MetadataKind, ModifyKind};
-        let event = |kind| notify::Event::new(kind).add_path(PathBuf::from("/c"));
-        for kind in [
-            EventKind::Access(AccessKind::Open(AccessMode::Any)),
-            EventKind::Create(CreateKind::File),
-            EventKind::Remove(RemoveKind::File),
-            EventKind::Modify(ModifyKind::Metadata(MetadataKind::Any)),
-        ] {
-            assert!(told(Ok(event(kind))).is_none(), "{kind:?}");
-        }
-        for kind in [EventKind::Create(CreateKind::Folder), EventKind::Remove(RemoveKind::Folder)] {
-            assert!(
-                matches!(told(Ok(event(kind))), Some(News::At(path)) if path == Path::new("/c")),
-                "{kind:?}"
-            );
-        }
-        let rescan = notify::Event::new(EventKind::Other).set_flag(Flag::Rescan);
-        assert!(matches!(told(Ok(rescan)), Some(News::Lost)));
-        assert!(matches!(told(Err(notify::Error::generic("gone"))), Some(News::Lost)));
-    }
-}
+mod tests;

@@ -3,21 +3,17 @@
 //! A pod is a network namespace and a cgroup that is called as kubelet calls it. Which way its connections went is seen in the
 //! kernel's table of sockets: those that were served at their sockets are connected to a backend, the others to the service.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::SocketAddr,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice_tests::{
     agent::Agent,
-    cgroup::Threads,
+    cgroup::{PodCgroups, Threads},
     deployment::Deployment,
     harness::{Setup, unsupported},
+    pod::PodObject,
     sandbox::FILES,
     service::{PORT, Service, TARGET_PORT},
     topology::{Addresses, Cluster, Family, Machine, Pod},
@@ -46,59 +42,6 @@ impl Way {
             Sockets => "sockets",
             Packets => "packets",
         }
-    }
-}
-
-/// The cgroups of a node, from those that its agent serves down to the pods'.
-struct Cgroups {
-    pods: BTreeMap<String, Threads>,
-    /// By their path below the served one. Dropped in order, so the deepest come first.
-    above: Vec<(String, Threads)>,
-    served: Threads,
-}
-
-impl Cgroups {
-    fn new() -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(1);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
-            pods: BTreeMap::new(),
-            above: Vec::new(),
-            served: Threads::create(&format!("served-{number}"))?,
-        })
-    }
-
-    /// Makes a pod's cgroup at a path, with everything above it, as kubelet does.
-    fn make(&mut self, path: &str) -> Result<()> {
-        let mut names: Vec<&str> = path.split('/').collect();
-        let pod = names.pop().context("a name")?;
-        for depth in 1..=names.len() {
-            let above = names[..depth].join("/");
-            if !self.above.iter().any(|(known, _)| *known == above) {
-                let parent = self.get(&names[..depth - 1].join("/"))?;
-                let threads = parent.below(names[depth - 1])?;
-                self.above.insert(0, (above, threads));
-            }
-        }
-        let threads = self.get(&names.join("/"))?.below(pod)?;
-        self.pods.insert(path.to_owned(), threads);
-        Ok(())
-    }
-
-    fn get(&self, path: &str) -> Result<&Threads> {
-        if path.is_empty() {
-            return Ok(&self.served);
-        }
-        let above = self.above.iter().find(|(known, _)| known == path).map(|(_, threads)| threads);
-        above.or_else(|| self.pods.get(path)).with_context(|| format!("no cgroup {path}"))
-    }
-
-    fn remove(&mut self, path: &str) -> Result<()> {
-        self.pods.remove(path).with_context(|| format!("no cgroup {path}"))?.remove()
-    }
-
-    fn flag(&self) -> String {
-        format!("--cgroup={}", self.served.path().display())
     }
 }
 
@@ -162,11 +105,11 @@ impl Bed<'_> {
     }
 
     fn publish(&self, pod: &PodObject) -> Result<()> {
-        self.agents.agents[0].manifests.write(&pod.file(), &pod.0)
+        self.agents.agents[0].manifests.publish_pod(pod)
     }
 
     fn withdraw(&self, pod: &PodObject) -> Result<()> {
-        self.agents.agents[0].manifests.remove(&pod.file())
+        self.agents.agents[0].manifests.withdraw_pod(pod)
     }
 
     /// Ends the agent, and starts it again in another mode.
@@ -191,53 +134,11 @@ fn expect_connected(client: &Machine, local: SocketAddr, peer: SocketAddr) -> Re
     Ok(())
 }
 
-/// A Pod of the node.
-#[derive(Clone)]
-struct PodObject(Value);
-
-impl PodObject {
-    fn new(name: &str, uid: &str) -> Self {
-        Self(json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": { "namespace": "web", "name": name, "uid": uid, "labels": {}, "annotations": {} },
-            "spec": { "nodeName": "node-1", "containers": [{ "name": "app" }] },
-        }))
-    }
-
-    fn choosing(mut self, choice: &str) -> Self {
-        self.0["metadata"]["labels"]["sluice.io/socket-lb"] = json!(choice);
-        self
-    }
-
-    fn annotated(mut self, name: &str, value: &str) -> Self {
-        self.0["metadata"]["annotations"][name] = json!(value);
-        self
-    }
-
-    fn beside(mut self, container: &str) -> Self {
-        self.0["spec"]["containers"] = json!([{ "name": "app" }, { "name": container }]);
-        self
-    }
-
-    fn with(mut self, field: &str, value: Value) -> Self {
-        self.0["spec"][field] = value;
-        self
-    }
-
-    fn name(&self) -> &str {
-        self.0["metadata"]["name"].as_str().unwrap_or_default()
-    }
-
-    fn file(&self) -> String {
-        format!("pod-{}.yaml", self.name())
-    }
-}
-
 /// Runs a test on a node whose agent is told this.
 fn with_pods(
     arguments: &[&str],
-    mut cgroups: Cgroups,
-    test: impl FnOnce(&Cluster, &mut Bed<'_>, &mut Cgroups) -> Result<()>,
+    mut cgroups: PodCgroups,
+    test: impl FnOnce(&Cluster, &mut Bed<'_>, &mut PodCgroups) -> Result<()>,
 ) {
     let flag = cgroups.flag();
     Setup::new(1).telling(&[&[flag.as_str()], arguments].concat()).alone().run(|cluster, agents| {
@@ -251,8 +152,8 @@ fn with_pods(
 }
 
 /// A test's cgroups, with these in it; says so if there cannot be any.
-fn cgroups(paths: &[&str]) -> Option<Cgroups> {
-    let made = Cgroups::new().and_then(|mut cgroups| {
+fn cgroups(paths: &[&str]) -> Option<PodCgroups> {
+    let made = PodCgroups::new().and_then(|mut cgroups| {
         paths.iter().try_for_each(|path| cgroups.make(path))?;
         Ok(cgroups)
     });
@@ -289,8 +190,7 @@ fn all_sorts() -> Vec<Sort> {
     let hash = "ba0e2b2ad2ff1d8a1ee2eb5bb3b1a5d3";
     let mirror = pod("static", 4).annotated("kubernetes.io/config.hash", hash);
     let sidecar = pod("sidecar", 5).annotated("sidecar.istio.io/status", "{}").beside("istio-proxy");
-    let kata = json!("kata");
-    let eager = pod("in", 9).choosing("on").beside("istio-proxy").with("runtimeClassName", kata.clone());
+    let eager = pod("in", 9).choosing("on").beside("istio-proxy").with("runtimeClassName", "kata");
     vec![
         sort(pod("plain", 0), burstable(0), Sockets, Sockets, "eligible"),
         sort(pod("guaranteed", 1), format!("kubepods/pod{}", uid(1)), Sockets, Sockets, "eligible"),
@@ -300,7 +200,7 @@ fn all_sorts() -> Vec<Sort> {
         sort(sidecar, burstable(5), Packets, Sockets, "service-mesh"),
         sort(pod("linkerd", 6).beside("linkerd-proxy"), kind(6), Packets, Sockets, "service-mesh"),
         sort(
-            pod("sandbox", 7).with("runtimeClassName", kata),
+            pod("sandbox", 7).with("runtimeClassName", "kata"),
             burstable(7),
             Packets,
             Sockets,
@@ -322,7 +222,7 @@ fn pods_go_by_sockets_or_packets_as_mode_and_label_and_mesh_and_runtime_say() {
         let flag = cgroups.flag();
         sorts.iter().try_for_each(|sort| bed.publish(&sort.pod))?;
         // A pod of another node, though its uid is that of a cgroup here.
-        bed.publish(&PodObject::new("elsewhere", &uid(11)).with("nodeName", json!("node-2")))?;
+        bed.publish(&PodObject::new("elsewhere", &uid(11)).with("nodeName", "node-2"))?;
         for (mode, others, by_sockets) in [("auto", Packets, 6), ("on", Sockets, 9)] {
             if mode == "on" {
                 bed.restart(&[&flag, "--socket-lb=on"])?;
@@ -341,7 +241,7 @@ fn pods_go_by_sockets_or_packets_as_mode_and_label_and_mesh_and_runtime_say() {
                 }
             }
             bed.expect(cgroups.get(&unknown)?, others).context("nothing is known of the pod")?;
-            bed.expect(&cgroups.served, others).context("in no pod's cgroup")?;
+            bed.expect(cgroups.served(), others).context("in no pod's cgroup")?;
             // Datagrams are left to packets in any case.
             let reach = || expect_reach(&bed.client.machine, bed.service.vip(), "near", &Seen::Client);
             cgroups.get(&sorts[0].cgroup)?.run(reach)?;
@@ -446,7 +346,7 @@ fn without_the_root_of_cgroup2_pods_are_left_to_packets_and_status_says_so() {
     let Some(cgroups) = cgroups(&[&path]) else { return };
     for mode in ["auto", "on"] {
         let part = format!("{FILES}/part-of-cgroup2-{mode}");
-        let served = cgroups.served.path().to_owned();
+        let served = cgroups.served().path().to_owned();
         Setup::new(1).alone().run(|cluster, agents| {
             let node = &cluster.nodes[0];
             node.namespace.run(|| {
