@@ -32,7 +32,7 @@ pub struct RunArgs {
     /// Where to find the API server; without it and without --manifests, the pod's service account is used
     #[arg(long, value_name = "FILE", conflicts_with = "manifests", help_heading = "Source")]
     pub kubeconfig: Option<PathBuf>,
-    /// Serve the Services, EndpointSlices and Node from YAML or JSON files in this directory, and follow its changes
+    /// Serve the Services, EndpointSlices, Node and Pods from YAML or JSON files in this directory, and follow its changes
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub manifests: Option<PathBuf>,
     /// Name of this node, instead of the host's name
@@ -118,9 +118,10 @@ pub struct ServiceArgs {
 #[command(next_help_heading = "Sockets")]
 pub struct SocketArgs {
     /// Processes that get their backend when they connect or send, rather than when their packets pass. `host-only`: the
-    /// node's own, which reach services in no other way. `on`: TCP connections of pods as well, whose packets then do
-    /// not show the service's address, which meshes and VM runtimes may need. `auto`: as `host-only`, or nobody where
-    /// there is no cgroup2. `off`: nobody
+    /// node's own, which reach services in no other way. `auto`: as well the TCP connections of pods that are known not to
+    /// need the service's address on their packets, as service meshes and virtual machines do; or nobody where there is
+    /// no cgroup2. `on`: the TCP connections of all pods. `off`: nobody. A pod chooses for itself by the label
+    /// `sluice.io/socket-lb`: `off` under `auto` and `on`, `on` under `auto`
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub socket_lb: SocketLb,
     /// Let the node's own processes reach NodePorts at 127.0.0.1 and ::1 too (kube-proxy's
@@ -141,10 +142,10 @@ pub struct SocketArgs {
 /// Processes that are served at their sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SocketLb {
-    /// The node's own, if there is a cgroup2.
+    /// The node's own and those of pods that do not mind, if there is a cgroup2.
     #[default]
     Auto,
-    /// All.
+    /// The node's own and those of all pods that do not object.
     On,
     /// None.
     Off,

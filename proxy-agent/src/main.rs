@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use proxy_agent::{
     cgroup::{self, CgroupError},
     cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
@@ -21,6 +24,7 @@ use proxy_agent::{
     options::{http_options, options},
     run, show, watch,
 };
+use proxy_common::{config::SocketFlags, pod::PodReasons};
 use proxy_model::Change;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -89,6 +93,23 @@ fn served_cgroup(given: Option<PathBuf>, mode: SocketLb) -> Result<Option<PathBu
     Ok(Some(dir))
 }
 
+/// Where the cgroup that is served is in the hierarchy, if anybody asks. Leaves pods to packets if that cannot be told.
+fn pods_place(options: &mut run::Options) -> Option<PathBuf> {
+    let dir = options.sockets.cgroup.as_ref().filter(|_| options.model.follow_pods)?;
+    if let Some(place) = cgroup::place(dir) {
+        return Some(place);
+    }
+    tracing::warn!(
+        cgroup = %dir.display(),
+        "pods are left to packets: the root of cgroup2 is not mounted here, so it cannot be told which pod a process \
+         belongs to; in a container, mount the host's cgroup2"
+    );
+    options.model.follow_pods = false;
+    options.sockets.pods = PodReasons::NONE;
+    options.sockets.flags = options.sockets.flags.with(SocketFlags::LEVELS_UNKNOWN);
+    None
+}
+
 async fn serve(args: RunArgs) -> anyhow::Result<()> {
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let hostname = hostname.to_string_lossy();
@@ -96,17 +117,26 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
         .context("the node has no name: set --hostname-override")?;
     let (manifests, kubeconfig) = (args.manifests.clone(), args.kubeconfig.clone());
     let http_options = http_options(&args)?;
-    let options = options(args, node.clone())?;
+    let mut options = options(args, node.clone())?;
+    let place = pods_place(&mut options);
     let metrics = Metrics::default();
-    let (changes, events): (BoxStream<'static, Change>, Events) = match &manifests {
+    let (mut changes, events): (BoxStream<'static, Change>, Events) = match &manifests {
         Some(dir) => (watch::manifests(dir)?.boxed(), Events::logged()),
         None => {
             let client = watch::client(kubeconfig.as_deref(), &metrics.api).await?;
             let reporter = Reporter { node: node.clone(), host: hostname.into_owned() };
             let events = Events::posted(client.clone(), reporter, metrics.events.clone());
-            (watch::kubernetes(client, &node, &metrics.api).boxed(), events)
+            let changes = watch::kubernetes(client.clone(), &node, &metrics.api);
+            if options.model.follow_pods {
+                (stream::select(changes, watch::pods(client, &node, &metrics.api)).boxed(), events)
+            } else {
+                (changes.boxed(), events)
+            }
         }
     };
+    if let (Some(dir), Some(place)) = (options.sockets.cgroup.clone(), place) {
+        changes = cgroup::with_pod_cgroups(changes, dir, place).boxed();
+    }
     let (outlets, sources) = connect(node, &metrics, &Pins::new(&options.bpffs), events.clone());
     let result = run_with_servers(http_options, sources, options, outlets, changes).await;
     if result.is_err() {

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::config::SocketFlags;
+use proxy_common::{config::SocketFlags, pod::PodReasons};
 use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, ParseOptionError};
 
 use crate::{
@@ -110,7 +110,9 @@ pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError>
         }
     };
     let classes = ClassRules { local_clients: devices.local_client_devices, uplinks: devices.uplink_devices };
-    let sockets = SocketOptions { flags: socket_flags(&sockets, &node_port_addresses), cgroup };
+    let served = if cgroup.is_some() { served_pods(sockets.socket_lb) } else { PodReasons::NONE };
+    let flags = socket_flags(&sockets, &node_port_addresses);
+    let sockets = SocketOptions { flags, pods: served, cgroup };
     Ok(Options {
         bpffs: pins.bpffs,
         model: proxy_model::Options {
@@ -120,6 +122,7 @@ pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError>
             detect_local,
             masquerade_all: services.masquerade_all,
             external_ips: services.serve_external_ips,
+            follow_pods: served != PodReasons::NONE,
         },
         devices: DeviceRules { classes, pods },
         node_ports: services.node_port_range,
@@ -128,18 +131,23 @@ pub fn options(args: RunArgs, node_name: String) -> Result<Options, OptionError>
     })
 }
 
-/// Who is served at sockets, and at which addresses.
+/// How the node's own processes are served at sockets.
 fn socket_flags(args: &SocketArgs, node_port_addresses: &NodePortAddresses) -> SocketFlags {
-    let who = match args.socket_lb {
-        SocketLb::Off => return SocketFlags::default(),
-        // Pods keep the service's address on their packets, as meshes and VM runtimes need: nobody watches for those.
-        SocketLb::Auto | SocketLb::HostOnly => SocketFlags::HOST,
-        SocketLb::On => SocketFlags::HOST.with(SocketFlags::PODS),
-    };
-    if args.localhost_nodeports && includes_loopback(node_port_addresses) {
-        who.with(SocketFlags::LOCALHOST_NODE_PORTS)
+    if args.socket_lb == SocketLb::Off {
+        SocketFlags::default()
+    } else if args.localhost_nodeports && includes_loopback(node_port_addresses) {
+        SocketFlags::HOST.with(SocketFlags::LOCALHOST_NODE_PORTS)
     } else {
-        who
+        SocketFlags::HOST
+    }
+}
+
+/// Which pods are served at sockets.
+const fn served_pods(mode: SocketLb) -> PodReasons {
+    match mode {
+        SocketLb::Off | SocketLb::HostOnly => PodReasons::NONE,
+        SocketLb::Auto => PodReasons::KNOWN,
+        SocketLb::On => PodReasons::ALL_BUT_OPTED_OUT,
     }
 }
 
@@ -252,7 +260,7 @@ mod tests {
             (&[][..], HOST.with(LOOPBACK)),
             (&["--socket-lb=auto"], HOST.with(LOOPBACK)),
             (&["--socket-lb=host-only"], HOST.with(LOOPBACK)),
-            (&["--socket-lb=on"], HOST.with(LOOPBACK).with(SocketFlags::PODS)),
+            (&["--socket-lb=on"], HOST.with(LOOPBACK)),
             (&["--socket-lb=off"], SocketFlags::default()),
             (&["--localhost-nodeports=false"], HOST),
             (&["--localhost-nodeports"], HOST.with(LOOPBACK)),
@@ -298,6 +306,22 @@ mod tests {
         let error = parse_http(&["--metrics-bind-address=localhost:80"]).unwrap_err();
         for part in ["--metrics-bind-address", "\"localhost:80\"", "0.0.0.0:10256"] {
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn pods_are_served_as_the_mode_says_if_there_is_a_cgroup() {
+        for (flags, expected) in [
+            (&["--cgroup=/a"][..], PodReasons::KNOWN),
+            (&["--cgroup=/a", "--socket-lb=auto"], PodReasons::KNOWN),
+            (&["--cgroup=/a", "--socket-lb=on"], PodReasons::ALL_BUT_OPTED_OUT),
+            (&["--cgroup=/a", "--socket-lb=host-only"], PodReasons::NONE),
+            (&["--cgroup=/a", "--socket-lb=off"], PodReasons::NONE),
+            (&["--socket-lb=auto"], PodReasons::NONE),
+        ] {
+            let options = parse(flags).unwrap();
+            assert_eq!(options.sockets.pods, expected, "{flags:?}");
+            assert_eq!(options.model.follow_pods, expected != PodReasons::NONE, "{flags:?}");
         }
     }
 

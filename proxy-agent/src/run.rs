@@ -19,7 +19,10 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
-use proxy_common::config::SocketFlags;
+use proxy_common::{
+    config::{SocketFlags, SocketSettings},
+    pod::PodReasons,
+};
 use proxy_model::{Change, DetectLocal, Model};
 use tokio::{
     task::JoinSet,
@@ -73,6 +76,8 @@ pub struct Options {
 pub struct SocketOptions {
     /// What is switched on.
     pub flags: SocketFlags,
+    /// Reasons for which pods are served.
+    pub pods: PodReasons,
     /// The cgroup whose processes are served; if there is none, nobody is.
     pub cgroup: Option<PathBuf>,
 }
@@ -255,13 +260,15 @@ impl Agent {
             warn!("{problem}");
             self.telling.misfit(&problem, &self.model);
         }
+        // Before the rows of pods: whoever sees one may rely on its being looked for.
+        let sockets = self.settings.set_sockets(self.socket_settings());
         let before = Instant::now();
         let failures = self.model.commit(began, &mut self.tables);
         let written = failures.is_empty();
         let mut failing = Failing::of(failures);
         let networks = self.model.pod_networks();
         failing.note(self.settings.set_pod_networks(networks, &self.detect_local));
-        failing.note(self.settings.set_sockets(self.sockets.settings()));
+        failing.note(sockets);
         if written && self.model.is_synced() && !self.synced {
             self.synced = true;
             let counts = self.model.counts();
@@ -290,6 +297,16 @@ impl Agent {
             devices: self.placing.counts(),
             socket_programs: self.sockets.attached(),
         }
+    }
+
+    /// Who is served at sockets, with what is known of pods by now.
+    fn socket_settings(&self) -> SocketSettings {
+        let mut settings = self.sockets.settings();
+        settings.levels = self.model.pod_levels().unwrap_or(self.settings.sockets().levels);
+        if self.model.knows_pods() {
+            settings.flags = settings.flags.with(SocketFlags::PODS_LISTED);
+        }
+        settings
     }
 
     /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so

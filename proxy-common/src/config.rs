@@ -2,7 +2,14 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Addr, bits::bit_set, flow::FlowState, socket::halves, time::Ticks};
+use crate::{
+    addr::Addr,
+    bits::bit_set,
+    flow::FlowState,
+    pod::{Levels, PodReasons},
+    socket::halves,
+    time::Ticks,
+};
 
 /// Settings of the datapath; value of the settings table.
 ///
@@ -45,16 +52,18 @@ impl NodeSettings {
     }
 }
 
-/// Which processes are served at their sockets, and how. 48 bytes.
+/// Which processes are served at their sockets, and how. 52 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketSettings {
     /// Cookie of the network namespace that the node's own processes are in, low half first.
     pub host_namespace: [u32; 2],
-    /// What is switched on.
+    /// What is switched on, and what the agent knows.
     pub flags: SocketFlags,
-    /// Always zero.
-    pub reserved: u32,
+    /// Reasons for which the TCP of a pod is served, where a socket decides as a packet would.
+    pub pods: PodReasons,
+    /// Where to look for the pod that a process belongs to.
+    pub levels: Levels,
     /// The node's IPv4 address, as source ranges know its processes; all zero bytes if it has none.
     pub node_v4: Addr,
     /// The same for IPv6.
@@ -66,7 +75,8 @@ impl SocketSettings {
     pub const OFF: Self = Self {
         host_namespace: [0; 2],
         flags: SocketFlags(0),
-        reserved: 0,
+        pods: PodReasons::NONE,
+        levels: Levels::NONE,
         node_v4: Addr::from_v6_words([0; 4]),
         node_v6: Addr::from_v6_words([0; 4]),
     };
@@ -87,7 +97,7 @@ impl SocketSettings {
     }
 }
 
-/// What is switched on at sockets, as bits.
+/// What is switched on at sockets, and what the agent knows about them, as bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SocketFlags(pub u32);
@@ -95,10 +105,12 @@ pub struct SocketFlags(pub u32);
 impl SocketFlags {
     /// The node's own processes are served.
     pub const HOST: Self = Self(1);
-    /// Processes of pods are served, where a socket decides as a packet would.
-    pub const PODS: Self = Self(2);
     /// The node's own processes reach NodePorts at loopback addresses (NP-10).
-    pub const LOCALHOST_NODE_PORTS: Self = Self(4);
+    pub const LOCALHOST_NODE_PORTS: Self = Self(2);
+    /// The agent has been told which pods there are. This and the next are for people; the datapath does not ask.
+    pub const PODS_LISTED: Self = Self(4);
+    /// The agent does not see the root of the cgroup hierarchy, so it cannot say at which levels pods are.
+    pub const LEVELS_UNKNOWN: Self = Self(8);
 }
 
 bit_set!(SocketFlags);

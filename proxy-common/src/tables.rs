@@ -20,6 +20,7 @@ use crate::{
     flow::FlowEntry,
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
+    pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     socket::{SocketEntry, SocketKey},
     tuple::FlowKey,
@@ -265,4 +266,17 @@ impl Table for Sockets {
     const NAME: &'static str = "SOCKETS";
     const KIND: TableKind = TableKind::LruHash;
     const CAPACITY: u32 = 65_536;
+}
+
+/// Cgroup that kubelet made for a pod -> the pod. Written by the agent, read when a process of a pod connects. Absence:
+/// nothing is known of the pod.
+#[derive(Debug)]
+pub enum Pods {}
+
+impl Table for Pods {
+    type Key = CgroupId;
+    type Value = PodEntry;
+    const NAME: &'static str = "PODS";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 4_096;
 }

@@ -14,7 +14,7 @@ use std::{
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proxy_common::{
     frontend::ServiceId,
-    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, Pods, ServiceNames, Slots, SourceRanges, Table},
 };
 use proxy_model::{Change, Event, HashTableIo, Io, Model, Options, Restored, TableIo};
 use serde_json::{Value, json};
@@ -156,6 +156,7 @@ struct Ram {
     slots: Map<Slots>,
     backends: Map<Backends>,
     filter: Map<AddressFilter>,
+    pods: Map<Pods>,
     writes: usize,
 }
 
@@ -203,5 +204,5 @@ macro_rules! in_memory {
 
 in_memory!(
     Frontends => frontends, ServiceNames => names, Addresses => addresses, SourceRanges => ranges, Slots => slots,
-    Backends => backends, AddressFilter => filter
+    Backends => backends, AddressFilter => filter, Pods => pods
 );

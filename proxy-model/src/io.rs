@@ -2,7 +2,7 @@
 
 use proxy_common::{
     frontend::ServiceId,
-    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, Pods, ServiceNames, Slots, SourceRanges, Table},
 };
 
 /// What all tables of one kernel have in common.
@@ -61,6 +61,7 @@ pub trait TablesIo:
     + HashTableIo<ServiceNames>
     + HashTableIo<Addresses>
     + HashTableIo<SourceRanges>
+    + HashTableIo<Pods>
 {
 }
 
@@ -72,5 +73,6 @@ impl<I> TablesIo for I where
         + HashTableIo<ServiceNames>
         + HashTableIo<Addresses>
         + HashTableIo<SourceRanges>
+        + HashTableIo<Pods>
 {
 }

@@ -13,6 +13,7 @@ use std::{
 use proxy_common::{
     config::Network,
     filter::{AddressRoles, FilterPosition},
+    pod::Levels,
     tables::{AddressFilter, Table},
 };
 
@@ -27,6 +28,7 @@ use crate::{
     name::{Family, ServicePortName, Transport},
     node::ThisNode,
     options::{DetectLocal, Options},
+    pods::Pods,
     programmed::{Programmed, Progress},
     restore::{Adopted, Capacities, Leftovers, Restored, adopt},
     silence::Silences,
@@ -115,7 +117,10 @@ impl Model {
     pub fn with_capacities(options: Options, restored: Restored, capacities: Capacities) -> Self {
         let Adopted { tables, programmed, leftovers } = adopt(restored, capacities);
         Self {
-            state: State::new(ThisNode::new(&options.node_name, options.bind_address)),
+            state: State::new(
+                ThisNode::new(&options.node_name, options.bind_address),
+                Pods::new(options.follow_pods),
+            ),
             options,
             node_addresses: None,
             tables,
@@ -166,6 +171,19 @@ impl Model {
             DetectLocal::Off | DetectLocal::ByDevice => None,
         };
         Family::ALL.map(|family| of(family).map_or(Network::NONE, |network| network.network()))
+    }
+
+    /// Where the datapath is to look for the pod that a process belongs to, after a [`Model::plan`]; `None` as long as it
+    /// may be where an earlier run found it.
+    #[must_use]
+    pub const fn pod_levels(&self) -> Option<Levels> {
+        self.state.pods.levels()
+    }
+
+    /// Whether the pods of this node have been listed once. Nothing waits for that.
+    #[must_use]
+    pub fn knows_pods(&self) -> bool {
+        self.state.knows_pods()
     }
 
     /// Whether the Services and the EndpointSlices have been listed once (SYNC-01). Before that, plans are empty and
@@ -232,6 +250,7 @@ impl Model {
         for address in tables.addresses.pending() {
             errors.extend(tables.write_address(address, now, io).map_err(|failure| failure.of(None)).err());
         }
+        errors.extend(tables.write_pods(io).into_iter().map(|failure| failure.of(None)));
         for (number, line) in tables.filter.all_pending() {
             match TableIo::<AddressFilter>::put(io, &number, &line) {
                 Ok(()) => tables.filter.confirm(number),
@@ -292,6 +311,7 @@ impl Model {
                 || self.readdressed
                 || self.stage == Stage::Waiting
                 || self.tables.addresses.is_pending()
+                || self.tables.pods.pending_keys().next().is_some()
                 || !self.pending.is_empty()
                 || !self.unfit.is_empty()
                 || !self.leftovers.is_empty()

@@ -6,7 +6,10 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    api::{
+        core::v1::{Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
@@ -16,6 +19,8 @@ use crate::{
     error::{Kind, ObjectError, Report},
     journal::Journal,
     node::ThisNode,
+    pod,
+    pods::{Pods, UidTaken},
     service::{self, ServicePort},
 };
 
@@ -30,6 +35,8 @@ pub(crate) struct State {
     /// The Service that each slice was last seen under, so that it leaves there when it moves (EPS-15).
     owners: HashMap<ObjectName, ObjectName>,
     problems: BTreeMap<(Kind, ObjectName), Vec<ObjectError>>,
+    /// The pods of this node, and their cgroups.
+    pub(crate) pods: Pods,
     /// Services whose ports or slices changed since [`State::take_dirty`].
     dirty: BTreeSet<ObjectName>,
     /// What came in.
@@ -62,9 +69,10 @@ trait Object {
 }
 
 impl State {
-    pub(crate) fn new(node: ThisNode) -> Self {
+    pub(crate) fn new(node: ThisNode, pods: Pods) -> Self {
         Self {
             node,
+            pods,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             owners: HashMap::new(),
@@ -92,6 +100,12 @@ impl State {
                 }
                 news
             }
+            Change::Pod(event) if self.pods.are_followed() => self.take_in(event),
+            Change::PodCgroup(event) if self.pods.are_followed() => {
+                self.pods.apply(event);
+                Vec::new()
+            }
+            Change::Pod(_) | Change::PodCgroup(_) => Vec::new(),
         }
     }
 
@@ -100,9 +114,14 @@ impl State {
         [Kind::Service, Kind::EndpointSlice].iter().all(|kind| self.listed.contains(kind))
     }
 
+    /// Whether the pods of this node have been listed.
+    pub(crate) fn knows_pods(&self) -> bool {
+        self.listed.contains(&Kind::Pod)
+    }
+
     /// Whether a plan would find anything changed.
     pub(crate) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty() || self.node_addresses_changed
+        !self.dirty.is_empty() || self.node_addresses_changed || self.pods.is_dirty()
     }
 
     /// The Services that are affected by changes since the last call.
@@ -287,6 +306,37 @@ impl Object for EndpointSlice {
 
     fn names(state: &State) -> Vec<ObjectName> {
         state.owners.keys().cloned().collect()
+    }
+}
+
+impl Object for Pod {
+    const KIND: Kind = Kind::Pod;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn store(&self, name: &ObjectName, state: &mut State, report: &mut Report<'_>) {
+        let node = self.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if node != Some(state.node.name()) {
+            return Self::remove(name, state);
+        }
+        let reason = pod::judge(self, report);
+        let Some((uid, claim)) = pod::uid(self, report) else {
+            return Self::remove(name, state);
+        };
+        let text = uid.to_string();
+        if let Err(UidTaken) = state.pods.store(name, uid, claim, reason) {
+            pod::report_stolen_uid(&text, report);
+        }
+    }
+
+    fn remove(name: &ObjectName, state: &mut State) {
+        state.pods.remove(name);
+    }
+
+    fn names(state: &State) -> Vec<ObjectName> {
+        state.pods.names().cloned().collect()
     }
 }
 

@@ -11,6 +11,7 @@ mod health;
 mod journeys;
 mod outside;
 mod own_address;
+mod pods;
 mod policies;
 mod property;
 mod reset;

@@ -10,6 +10,7 @@ use proxy_common::{
     drop::DropReason,
     flow::TcpFlags,
     lb::{Translation, Verdict, Wish, without_ports},
+    pod::PodReasons,
     tuple::Protocol,
 };
 use serde_json::json;
@@ -56,7 +57,8 @@ fn node() -> Node {
     replace(&mut node.model, vec![dns()], vec![slice]);
     let own = ["192.0.2.1", "10.96.0.10", "192.0.2.20", "192.0.2.30"];
     node.model.set_node_addresses(own.map(|ip| ip.parse::<IpAddr>().unwrap()));
-    node.settings.sockets.flags = SocketFlags::HOST.with(SocketFlags::PODS);
+    node.settings.sockets.flags = SocketFlags::HOST;
+    node.settings.sockets.pods = PodReasons::ALL_BUT_OPTED_OUT;
     node.settle();
     node
 }

@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod cgroup;
 pub mod counters;
 pub mod deployment;
 pub mod harness;
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod manifest;
 pub mod netns;
 pub mod packets;
+pub mod pod;
 pub mod sandbox;
 pub mod scrape;
 pub mod service;

@@ -10,6 +10,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::Serialize;
 
 use crate::{
+    pod::PodObject,
     sandbox::Sandbox,
     service::Service,
     topology::{Family, Node},
@@ -111,6 +112,24 @@ impl ManifestDirectory {
         self.remove(&service_file(service))
     }
 
+    /// Writes the object of a pod.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn publish_pod(&self, pod: &PodObject) -> Result<()> {
+        self.write(&pod_file(pod), pod.object())
+    }
+
+    /// Removes what [`ManifestDirectory::publish_pod`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn withdraw_pod(&self, pod: &PodObject) -> Result<()> {
+        self.remove(&pod_file(pod))
+    }
+
     /// Writes the object of a node.
     ///
     /// # Errors
@@ -153,6 +172,10 @@ impl ManifestDirectory {
 
 fn service_file(service: &Service) -> String {
     format!("{}.yaml", service.name)
+}
+
+fn pod_file(pod: &PodObject) -> String {
+    format!("pod-{}.yaml", pod.name())
 }
 
 fn node_file(node: &Node) -> String {

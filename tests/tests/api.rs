@@ -15,6 +15,7 @@ mod api {
     mod faults;
     mod follow;
     mod log;
+    mod pods;
     mod real;
     mod scenarios;
 }

@@ -1,7 +1,7 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
     ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<Fragments>()?;
     visitor.visit::<Affinities>()?;
     visitor.visit::<Sockets>()?;
+    visitor.visit::<Pods>()?;
     visitor.visit::<AddressFilter>()?;
     visitor.visit::<Devices>()?;
     visitor.visit::<Settings>()?;

@@ -9,8 +9,8 @@ use proxy_common::{
     frontend::{Frontend, ServiceId, SlotRun},
     ranges::SourceRange,
     tables::{
-        AddressFilter, Addresses, Backends, Frontends, ServiceDrops, ServiceNames, ServiceTraffic, Slots,
-        SourceRanges, Table,
+        AddressFilter, Addresses, Backends, Frontends, Pods, ServiceDrops, ServiceNames, ServiceTraffic,
+        Slots, SourceRanges, Table,
     },
 };
 use proxy_model::{HashTableIo, Io, Restored, TableIo};
@@ -34,6 +34,7 @@ pub struct KernelTables {
     filter: ArrayTable<AddressFilter>,
     traffic: PerCpuTable<ServiceTraffic>,
     drops: PerCpuHashTable<ServiceDrops>,
+    pods: HashTable<Pods>,
 }
 
 impl KernelTables {
@@ -49,6 +50,7 @@ impl KernelTables {
             filter: ArrayTable::open(pins)?,
             traffic: PerCpuTable::open(pins)?,
             drops: PerCpuHashTable::open(pins)?,
+            pods: HashTable::open(pins)?,
         })
     }
 
@@ -74,6 +76,7 @@ impl KernelTables {
             addresses: self.addresses.entries().collect::<Result<_, _>>()?,
             source_ranges: self.source_ranges.entries().collect::<Result<_, _>>()?,
             filter: self.filter.entries().collect::<Result<_, _>>()?,
+            pods: self.pods.entries().collect::<Result<_, _>>()?,
         })
     }
 
@@ -128,6 +131,7 @@ macro_rules! hash_table {
 hash_table!(Frontends, frontends);
 hash_table!(Addresses, addresses);
 hash_table!(ServiceNames, names);
+hash_table!(Pods, pods);
 
 macro_rules! array_table {
     ($table:ty, $field:ident) => {

@@ -26,6 +26,8 @@ pub struct ApiMetrics {
     pub slices: KindMetrics,
     /// About this node's Node.
     pub nodes: KindMetrics,
+    /// About this node's Pods, if they are followed.
+    pub pods: KindMetrics,
     lists: Family<Labels<1>, Counter>,
     watches: Family<Labels<1>, Counter>,
     failures: Family<Labels<1>, Counter>,
@@ -49,18 +51,19 @@ pub struct KindMetrics {
 impl Default for ApiMetrics {
     fn default() -> Self {
         let [lists, watches, failures] = [(); 3].map(|()| Family::<Labels<1>, Counter>::default());
-        let [services, slices, nodes] = KINDS.map(|kind| KindMetrics {
+        let [services, slices, nodes, pods] = KINDS.map(|kind| KindMetrics {
             confirmed: Arc::default(),
             lists: lists.get_or_create_owned(&kind),
             watches: watches.get_or_create_owned(&kind),
             failures: failures.get_or_create_owned(&kind),
         });
-        Self { services, slices, nodes, lists, watches, failures, requests: Family::default() }
+        Self { services, slices, nodes, pods, lists, watches, failures, requests: Family::default() }
     }
 }
 
 /// The label of each kind.
-const KINDS: [Labels<1>; 3] = [[("kind", "Service")], [("kind", "EndpointSlice")], [("kind", "Node")]];
+const KINDS: [Labels<1>; 4] =
+    [[("kind", "Service")], [("kind", "EndpointSlice")], [("kind", "Node")], [("kind", "Pod")]];
 
 /// A time that only moves forward; `None` while it has not begun.
 #[derive(Debug)]
@@ -122,8 +125,8 @@ impl Collector for Ages {
         let now = Instant::now();
         let mut metric =
             encoder.encode_descriptor("sluice_api_view_age_seconds", help, None, MetricType::Gauge)?;
-        let ApiMetrics { services, slices, nodes, .. } = &self.0;
-        for (kind, labels) in [services, slices, nodes].into_iter().zip(&KINDS) {
+        let ApiMetrics { services, slices, nodes, pods, .. } = &self.0;
+        for (kind, labels) in [services, slices, nodes, pods].into_iter().zip(&KINDS) {
             if let Some(age) = kind.age(now) {
                 ConstGauge::new(age.as_secs_f64()).encode(metric.encode_family(labels)?)?;
             }

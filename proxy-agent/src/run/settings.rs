@@ -49,6 +49,11 @@ impl Settings {
         self.put(NodeSettings { pod_networks, ..self.current })
     }
 
+    /// Who is served at sockets at present.
+    pub(super) const fn sockets(&self) -> SocketSettings {
+        self.current.sockets
+    }
+
     /// Brings into force who is served at sockets.
     pub(super) fn set_sockets(&mut self, sockets: SocketSettings) -> Result<(), TableError> {
         if sockets == self.current.sockets {

@@ -9,6 +9,7 @@ use nix::{
 use proxy_common::{
     addr::Addr,
     config::{SocketFlags, SocketSettings},
+    pod::PodReasons,
     socket::halves,
 };
 use proxy_model::{Family, Transport};
@@ -65,6 +66,7 @@ impl Sockets {
             Some(_) => SocketSettings {
                 host_namespace: halves(own_namespace().map_err(NamespaceError)?),
                 flags: options.flags,
+                pods: options.pods,
                 ..SocketSettings::OFF
             },
             None => SocketSettings::OFF,
@@ -158,7 +160,7 @@ impl Sockets {
                 self.attached.insert(program);
             }
         }
-        let pods = self.settings.flags.contains(SocketFlags::PODS);
+        let pods = self.settings.pods != PodReasons::NONE;
         info!(cgroup = %dir.display(), host = true, pods, "attached to sockets");
         Ok(())
     }

@@ -11,7 +11,10 @@ use crate::{
 };
 
 pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services, services};
-pub use status::{BareDevice, DeviceRow, MissingHook, SocketHookRow, SocketStatus, Status, TableRow, status};
+pub use status::{
+    BareDevice, DeviceRow, MissingHook, PodRow, PodStatus, SocketHookRow, SocketStatus, Status, TableRow,
+    status,
+};
 
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use std::{fmt::Debug, mem, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -27,7 +27,7 @@ use tracing::warn;
 
 use self::{
     failure::{Continuity, Failure},
-    outage::Outage,
+    outage::{Need, Outage},
 };
 use super::{HEADLESS, SERVICE_PROXY_NAME};
 use crate::{
@@ -63,6 +63,13 @@ pub fn kubernetes(
     )
 }
 
+/// Follows the Pods of this node, for ever, by themselves: nothing else waits for them. kube-proxy's role does not let it
+/// see Pods (API-11), so that they cannot be listed is told once and tried again at leisure.
+pub fn pods(client: Client, node: &str, metrics: &ApiMetrics) -> impl Stream<Item = Change> + Send + use<> {
+    let here = Selection { labels: None, fields: Some(format!("spec.nodeName={node}")) };
+    follow::<Pod>(client, here, metrics.pods.clone()).map(Change::Pod)
+}
+
 /// Which objects of a kind, as the API server is to filter them.
 struct Selection {
     labels: Option<String>,
@@ -79,7 +86,7 @@ fn follow<K: Kind>(
         selection,
         pages: Pages::Limited,
         state: State::Unlisted,
-        outage: Outage::new(K::KIND),
+        outage: Outage::new(K::KIND, K::NEED),
         metrics,
     };
     stream::unfold(follower, async |mut follower| Some((follower.next().await, follower)))
@@ -88,10 +95,18 @@ fn follow<K: Kind>(
 trait Kind:
     Resource<DynamicType = ()> + k8s_openapi::Resource + Clone + Debug + DeserializeOwned + Send + 'static
 {
+    /// What it means if there are none of them.
+    const NEED: Need = Need::Required;
 }
 impl Kind for Service {}
 impl Kind for EndpointSlice {}
 impl Kind for Node {}
+impl Kind for Pod {
+    const NEED: Need = Need::Optional {
+        without: "it is not known which pods need the service's address or have opted out of sockets: --socket-lb=auto \
+                  leaves them to packets, --socket-lb=on serves them; list and watch of pods are missing",
+    };
+}
 
 struct Follower<K> {
     api: Api<K>,

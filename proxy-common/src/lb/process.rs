@@ -3,9 +3,10 @@
 use crate::{
     addr::Addr,
     backend::BackendId,
-    config::SocketFlags,
+    config::{SocketFlags, SocketSettings},
     drop::DropReason,
     filter::AddressRoles,
+    pod::{PodReason, PodReasons},
     socket::{SocketEntry, SocketFacts, SocketKey, View, halves},
     tuple::{Endpoint, Protocol},
 };
@@ -53,12 +54,14 @@ pub enum Wish {
     Forbidden(DropReason),
 }
 
-/// The socket table, which only sockets need.
+/// The tables that only sockets need.
 pub trait Sockets {
     /// What is known about a socket and somebody whom it talks to.
     fn socket(&self, key: &SocketKey) -> Option<SocketEntry>;
     /// Writes it. A full table forgets another entry.
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry);
+    /// What is known of the pod whose cgroup is at that level above the calling process.
+    fn pod(&self, level: u8) -> Option<PodReasons>;
 }
 
 /// The decision for a socket that connects, or a datagram that a socket sends to an address.
@@ -87,21 +90,25 @@ pub fn wish<T: Tables + Sockets, L: Listeners>(tables: &T, listeners: &L, proces
 
 /// Whether a process's wish is looked at, at the price of an array read for most.
 #[inline(always)]
-fn is_served<T: Tables, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
+fn is_served<T: Tables + Sockets, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
-    let flags = settings.sockets.flags;
-    let wanted = if process.is_host { SocketFlags::HOST } else { SocketFlags::PODS };
-    if !flags.contains(wanted) || !process.is_host && process.protocol != Protocol::TCP {
+    let sockets = &settings.sockets;
+    let wanted = if process.is_host {
+        sockets.flags.contains(SocketFlags::HOST)
+    } else {
+        sockets.pods != PodReasons::NONE && process.protocol == Protocol::TCP
+    };
+    if !wanted {
         return false;
     }
-    if process.end.address.is_loopback() {
-        return true;
-    }
-    let roles = tables.roles(process.end.address);
-    roles.intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
-        && !(own::may_be_both(roles) && is_for_process(tables, listeners, process))
+    let may_be_served = process.end.address.is_loopback() || {
+        let roles = tables.roles(process.end.address);
+        roles.intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+            && !(own::may_be_both(roles) && is_for_process(tables, listeners, process))
+    };
+    may_be_served && (process.is_host || sockets.pods.intersects(pod_of_process(tables, sockets)))
 }
 
 /// Whether a process of the node may be meant (see `own`). From a pod's network it cannot be seen whether one listens
@@ -110,6 +117,13 @@ fn is_served<T: Tables, L: Listeners>(tables: &T, listeners: &L, process: &Proce
 fn is_for_process<T: Tables, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
     own::is_cluster_ip_of_node(tables, process.end.address)
         && (!process.is_host || listeners.listens(&process.end, process.protocol))
+}
+
+/// What is known of the pod that the calling process belongs to.
+#[inline(always)]
+fn pod_of_process<T: Sockets>(tables: &T, sockets: &SocketSettings) -> PodReasons {
+    let known = sockets.levels.each().find_map(|level| tables.pod(level));
+    known.unwrap_or(PodReasons::of(PodReason::Unknown))
 }
 
 /// Remembers both views of the choice.

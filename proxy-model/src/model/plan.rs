@@ -41,6 +41,7 @@ impl Model {
             self.plan_service(&service, now, &mut dirty, &mut news);
         }
         self.plan_node(now);
+        self.state.pods.plan(&mut self.tables.pods);
         if self.stage == Stage::Waiting {
             self.leftovers.collect(&mut self.tables, &self.programmed, now);
             self.retired.extend(Transport::ALL);

@@ -24,6 +24,7 @@ use proxy_common::{
         self, FlowRef, Insert, InsertError, Listeners, Packet, Process, Sockets, Tables, Translation,
         Verdict, Wish,
     },
+    pod::{CgroupId, PodReasons},
     ranges::SourceRange,
     socket::{SocketEntry, SocketKey},
     time::Ticks,
@@ -51,6 +52,10 @@ pub(crate) struct Node {
     draft: RefCell<Draft>,
     /// Where processes of the node listen.
     pub(crate) listeners: Vec<(Endpoint, Protocol)>,
+    /// The cgroups that the calling process is in, from the root.
+    pub(crate) cgroups: Vec<CgroupId>,
+    /// How many of them were asked about.
+    pub(crate) cgroups_asked: Cell<usize>,
     /// What was dropped, in order.
     pub(crate) drops: RefCell<Vec<(ServiceId, DropReason)>>,
     seconds: Cell<u32>,
@@ -85,6 +90,8 @@ impl Node {
             counters: RefCell::default(),
             draft: RefCell::default(),
             listeners: Vec::new(),
+            cgroups: Vec::new(),
+            cgroups_asked: Cell::new(0),
             drops: RefCell::default(),
             seconds: Cell::new(0),
             dice: Cell::new(0x9e37_79b9_7f4a_7c15),
@@ -252,16 +259,6 @@ impl Listeners for Node {
     }
 }
 
-impl Sockets for Node {
-    fn socket(&self, key: &SocketKey) -> Option<SocketEntry> {
-        self.sockets.borrow().get(key).copied()
-    }
-
-    fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
-        self.sockets.borrow_mut().insert(*key, *entry);
-    }
-}
-
 impl Tables for Node {
     type Flow<'a> = Entry;
     type Draft<'a> = RefMut<'a, Draft>;
@@ -369,5 +366,20 @@ impl Tables for Node {
     fn count_drop(&self, service: ServiceId, reason: DropReason) {
         self.count(service, |counters| counters.drops += 1);
         self.drops.borrow_mut().push((service, reason));
+    }
+}
+
+impl Sockets for Node {
+    fn socket(&self, key: &SocketKey) -> Option<SocketEntry> {
+        self.sockets.borrow().get(key).copied()
+    }
+
+    fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
+        self.sockets.borrow_mut().insert(*key, *entry);
+    }
+
+    fn pod(&self, level: u8) -> Option<PodReasons> {
+        self.cgroups_asked.set(self.cgroups_asked.get() + 1);
+        self.memory.pods.get(self.cgroups.get(usize::from(level))?).map(|pod| pod.reason)
     }
 }

@@ -1,4 +1,4 @@
-//! A Kubernetes API server in the test's own process, for Services, EndpointSlices and Nodes.
+//! A Kubernetes API server in the test's own process, for Services, EndpointSlices, Nodes and Pods.
 //!
 //! It lists and watches as the real one does, as far as a client can tell, and misbehaves on demand. Tests write
 //! through [`ApiServer`] itself; over HTTP it can only be read. It plays a server without streaming lists (before
@@ -20,7 +20,7 @@ use std::{
 use k8s_openapi::{
     Metadata,
     api::{
-        core::v1::{Node, Service},
+        core::v1::{Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -39,6 +39,7 @@ pub trait Kind: k8s_openapi::Resource + Metadata<Ty = ObjectMeta> + Serialize + 
 impl Kind for Service {}
 impl Kind for EndpointSlice {}
 impl Kind for Node {}
+impl Kind for Pod {}
 
 /// The server; it ends when this is dropped.
 #[derive(Debug)]

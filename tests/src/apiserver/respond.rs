@@ -303,8 +303,9 @@ fn json_response(code: StatusCode, body: Body) -> Response<Body> {
 }
 
 /// Where each kind is found, and what it is called.
-const KINDS: [(&str, Resource, &str, &str); 3] = [
+const KINDS: [(&str, Resource, &str, &str); 4] = [
     ("/api/v1/", "services", "v1", "Service"),
     ("/api/v1/", "nodes", "v1", "Node"),
+    ("/api/v1/", "pods", "v1", "Pod"),
     ("/apis/discovery.k8s.io/v1/", "endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
 ];

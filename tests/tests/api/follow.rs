@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, fmt::Debug, fs, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use proxy_agent::{metrics::ApiMetrics, watch};
@@ -31,6 +34,7 @@ pub(crate) struct View {
     pub(crate) services: Objects<Service>,
     pub(crate) slices: Objects<EndpointSlice>,
     pub(crate) nodes: Objects<Node>,
+    pub(crate) pods: Objects<Pod>,
     pub(crate) changes: usize,
 }
 
@@ -71,6 +75,8 @@ impl View {
             Change::Service(event) => self.services.fold(event),
             Change::EndpointSlice(event) => self.slices.fold(event),
             Change::Node(event) => self.nodes.fold(event),
+            Change::Pod(event) => self.pods.fold(event),
+            Change::PodCgroup(event) => panic!("the API tells of no cgroups: {event:?}"),
         }
     }
 
@@ -96,13 +102,19 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) async fn start(kubeconfig: &str) -> Self {
-        log::install();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("kubeconfig");
-        fs::write(&path, kubeconfig).unwrap();
-        let client = watch::client(Some(&path), &ApiMetrics::default()).await.unwrap();
+        Self::consume(watch::kubernetes(client(kubeconfig).await, NODE, &ApiMetrics::default()).boxed())
+    }
+
+    /// With the pods as well.
+    pub(crate) async fn start_with_pods(kubeconfig: &str) -> Self {
+        let client = client(kubeconfig).await;
+        let metrics = ApiMetrics::default();
+        let pods = watch::pods(client.clone(), NODE, &metrics);
+        Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed())
+    }
+
+    fn consume(mut changes: BoxStream<'static, Change>) -> Self {
         let (sender, view) = sync::watch::channel(View::default());
-        let mut changes = watch::kubernetes(client, NODE, &ApiMetrics::default()).boxed();
         let task = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
                 sender.send_modify(|view| view.fold(change));
@@ -151,6 +163,14 @@ impl Follower {
     pub(crate) fn view(&self) -> View {
         self.view.borrow().clone()
     }
+}
+
+async fn client(kubeconfig: &str) -> watch::Client {
+    log::install();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kubeconfig");
+    fs::write(&path, kubeconfig).unwrap();
+    watch::client(Some(&path), &ApiMetrics::default()).await.unwrap()
 }
 
 impl Drop for Follower {

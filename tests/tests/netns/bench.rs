@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use sluice_tests::{
     agent,
+    cgroup::Threads,
     harness::{requirements, skipped, unsupported},
-    sandbox::Threads,
 };
 
 #[test]

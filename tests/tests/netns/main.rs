@@ -2,12 +2,13 @@
 //!
 //! One file per question. Who is reached: through ClusterIPs ([`reach`]), NodePorts ([`nodeport`]), external IPs and load
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
-//! ([`fragments`]) and from the nodes themselves ([`sockets`]), or without sockets ([`without_sockets`]); what the kernel
-//! connects by itself ([`kernel_clients`]), and who comes before a service at its address ([`own_address`]). By whom, and as
-//! whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]), or not any more ([`reset`]). Does
-//! it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`dns`], [`devices`], [`manifests`]), does it
-//! outlive the agent ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is
-//! ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth ([`demo`], [`bench`], [`status`])?
+//! ([`fragments`]), from the nodes themselves and from pods by their sockets ([`sockets`], [`pods`]) or without
+//! ([`without_sockets`]); what the kernel connects by itself ([`kernel_clients`]), and who comes before a service at its address
+//! ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`],
+//! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`],
+//! [`dns`], [`devices`], [`manifests`]), does it outlive the agent ([`lifecycle`]), does it do what Kubernetes tests of a proxy
+//! ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
+//! ([`demo`], [`bench`], [`status`])?
 
 mod bench;
 mod demo;
@@ -27,6 +28,7 @@ mod manifests;
 mod metrics;
 mod nodeport;
 mod own_address;
+mod pods;
 mod policy;
 mod reach;
 mod refuse;

@@ -5,7 +5,7 @@
 
 mod gone;
 mod hooks;
-mod modes;
+pub(crate) mod modes;
 mod policy;
 mod reach;
 mod reset;

@@ -185,8 +185,9 @@ mod tests {
 pins     /sys/fs/bpf/sluice/v4
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
-sockets  host-only: the node's own processes are served when they connect or send; everybody else by packets; NodePorts are at loopback too
+sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached
+pods     0 by sockets; 0 by packets; others by packets
 
 DROPPED     PACKETS  BECAUSE
 no_backend       12  the service has no endpoint that is ready; clients are told

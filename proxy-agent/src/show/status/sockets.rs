@@ -2,20 +2,25 @@
 
 use std::path::Path;
 
-use proxy_common::config::{NodeSettings, SocketFlags};
+use proxy_common::{
+    config::{NodeSettings, SocketFlags, SocketSettings},
+    pod::{PodReason, PodReasons},
+};
 use proxy_model::Transport;
 use serde::Serialize;
 
 use crate::{
     cgroup,
-    datapath::{Pins, SocketHook, SocketProgram, socket_hooks},
+    datapath::{Pins, SocketHook, SocketProgram, TableError, socket_hooks},
     diag::Diag,
 };
+
+use super::pods::{self, PodStatus};
 
 /// Who is served when they connect or send.
 #[derive(Debug, Serialize)]
 pub struct SocketStatus {
-    /// `off`, `host-only` or `on`, as the datapath is told.
+    /// `off`, `host-only`, `auto` or `on`, as the datapath is told.
     pub mode: &'static str,
     /// Whether the node's own processes reach NodePorts at loopback addresses.
     pub localhost_node_ports: bool,
@@ -29,6 +34,10 @@ pub struct SocketStatus {
     pub missing: Vec<MissingHook>,
     /// Why connected UDP sockets stay with a backend that is gone, if they do.
     pub cannot_abort: Option<String>,
+    /// Which pods are served.
+    pub pods: PodStatus,
+    #[serde(skip)]
+    served: PodReasons,
 }
 
 /// A program that is attached to a cgroup.
@@ -52,11 +61,11 @@ pub struct MissingHook {
 }
 
 /// Reads it from the kernel.
-pub(super) fn sockets(pins: &Pins, settings: Option<&NodeSettings>) -> SocketStatus {
-    let flags = settings.map_or(SocketFlags::default(), |settings| settings.sockets.flags);
-    let status = SocketStatus::new(flags, socket_hooks(pins));
+pub(super) fn sockets(pins: &Pins, settings: Option<&NodeSettings>) -> Result<SocketStatus, TableError> {
+    let settings = settings.map_or(SocketSettings::OFF, |settings| settings.sockets);
+    let status = SocketStatus::new(&settings, socket_hooks(pins), pods::pods(pins, &settings)?);
     let cannot_abort = if status.mode == "off" { None } else { inability() };
-    SocketStatus { cannot_abort, ..status }
+    Ok(SocketStatus { cannot_abort, ..status })
 }
 
 /// Why this kernel does not let sockets be aborted, if it does not.
@@ -68,13 +77,16 @@ fn inability() -> Option<String> {
 }
 
 impl SocketStatus {
-    fn new(flags: SocketFlags, found: Vec<(SocketProgram, SocketHook)>) -> Self {
-        let mode = if flags.contains(SocketFlags::PODS) {
-            "on"
-        } else if flags.contains(SocketFlags::HOST) {
-            "host-only"
-        } else {
+    fn new(settings: &SocketSettings, found: Vec<(SocketProgram, SocketHook)>, pods: PodStatus) -> Self {
+        let SocketSettings { flags, pods: served, .. } = *settings;
+        let mode = if !flags.contains(SocketFlags::HOST) {
             "off"
+        } else if served == PodReasons::NONE {
+            "host-only"
+        } else if served.contains(PodReasons::of(PodReason::Unknown)) {
+            "on"
+        } else {
+            "auto"
         };
         let mut first = None;
         let (mut hooks, mut missing) = (Vec::new(), Vec::new());
@@ -105,6 +117,8 @@ impl SocketStatus {
             hooks,
             missing,
             cannot_abort: None,
+            pods,
+            served,
         }
     }
 
@@ -113,8 +127,12 @@ impl SocketStatus {
         let mut text = format!("sockets  {}: ", self.mode);
         text += match self.mode {
             "on" => {
-                "the node's own processes, and TCP of pods, are served when they connect or send; other traffic by \
-                 packets"
+                "the node's own processes, and TCP of pods that have not opted out, are served when they connect or \
+                 send; other traffic by packets"
+            }
+            "auto" => {
+                "the node's own processes, and TCP of pods that are known not to mind, are served when they connect \
+                 or send; other traffic by packets"
             }
             "host-only" => {
                 "the node's own processes are served when they connect or send; everybody else by packets"
@@ -140,6 +158,7 @@ impl SocketStatus {
         if let Some(reason) = &self.cannot_abort {
             text += &format!("         connected UDP sockets stay with a backend that is gone: {reason}\n");
         }
+        text += &self.pods.line(self.served);
         text
     }
 }
@@ -156,9 +175,11 @@ fn name_of(cgroup: u64, directory: Option<&Path>) -> String {
 impl SocketStatus {
     /// What the default looks like when all is well.
     pub(super) fn example() -> Self {
-        let flags = SocketFlags::HOST.with(SocketFlags::LOCALHOST_NODE_PORTS);
+        let flags = SocketFlags::HOST.with(SocketFlags::LOCALHOST_NODE_PORTS).with(SocketFlags::PODS_LISTED);
+        let settings = SocketSettings { flags, pods: PodReasons::KNOWN, ..SocketSettings::OFF };
         let hooks = SocketProgram::ALL.map(|program| (program, ATTACHED));
-        Self { cgroup: Some("/sys/fs/cgroup".to_owned()), ..Self::new(flags, hooks.into()) }
+        let status = Self::new(&settings, hooks.into(), PodStatus::new(&settings, &[]));
+        Self { cgroup: Some("/sys/fs/cgroup".to_owned()), ..status }
     }
 }
 
@@ -175,8 +196,16 @@ mod tests {
         found[4].1 = SocketHook::NotPinned;
         found[5].1 = SocketHook::Detached;
         found[6].1 = SocketHook::Unreadable("no luck".to_owned());
-        let flags = SocketFlags::HOST.with(SocketFlags::PODS);
-        let status = SocketStatus::new(flags, found.to_vec());
+        let status = |settings: SocketSettings, found| {
+            SocketStatus::new(&settings, found, PodStatus::new(&settings, &[]))
+        };
+        let off = status(SocketSettings::OFF, vec![(SocketProgram::Connect4, SocketHook::NotPinned)]);
+        let settings = SocketSettings {
+            flags: SocketFlags::HOST,
+            pods: PodReasons::ALL_BUT_OPTED_OUT,
+            ..SocketSettings::OFF
+        };
+        let status = status(settings, found.to_vec());
         let missing: Vec<_> = status.missing.iter().map(|hook| (hook.name, hook.reason.as_str())).collect();
         let expected = [
             ("sluice_connect4", "no pin"),
@@ -187,9 +216,7 @@ mod tests {
         let text = status.lines();
         assert!(text.starts_with("sockets  on: ") && text.contains("unknown, 5 of 8"), "{text}");
         let status = SocketStatus { cannot_abort: Some("no such thing".to_owned()), ..status };
-        assert!(status.lines().ends_with("stay with a backend that is gone: no such thing\n"));
-        let off =
-            SocketStatus::new(SocketFlags::default(), vec![(SocketProgram::Connect4, SocketHook::NotPinned)]);
+        assert!(status.lines().contains("stay with a backend that is gone: no such thing\n"));
         assert!(off.missing.is_empty());
         assert_eq!(off.lines().lines().count(), 1, "{}", off.lines());
     }
@@ -203,7 +230,8 @@ mod tests {
             (SocketProgram::Connect6, at(2)),
             (SocketProgram::Sendmsg4, at(1)),
         ];
-        let status = SocketStatus::new(SocketFlags::HOST, found);
+        let settings = SocketSettings { flags: SocketFlags::HOST, ..SocketSettings::OFF };
+        let status = SocketStatus::new(&settings, found, PodStatus::new(&settings, &[]));
         let number =
             |cgroup: u64| format!("number {}, which is gone or cannot be seen from here", u64::MAX - cgroup);
         assert_eq!((status.cgroup, status.cgroup_is_root), (Some(number(1)), None));

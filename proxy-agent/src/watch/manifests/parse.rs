@@ -138,9 +138,10 @@ fn understand(mut value: Value, of: Option<&Type>) -> Result<Found, Fault> {
     match (found.api_version.as_str(), found.kind.as_str()) {
         (CORE, "Service") => typed(value).map(Object::Service).map(completed),
         (CORE, "Node") => typed(value).map(Object::Node).map(completed),
+        (CORE, "Pod") => typed(value).map(Object::Pod).map(completed),
         (DISCOVERY, "EndpointSlice") => typed(value).map(Object::EndpointSlice).map(completed),
         (CORE, "List") => items(value).map(|items| Found::Items(items, None)),
-        (CORE, "ServiceList" | "NodeList") | (DISCOVERY, "EndpointSliceList") => {
+        (CORE, "ServiceList" | "NodeList" | "PodList") | (DISCOVERY, "EndpointSliceList") => {
             let kind = found.kind.trim_end_matches("List").to_owned();
             items(value).map(|items| Found::Items(items, Some(Type { kind, ..found })))
         }
@@ -219,10 +220,11 @@ mod tests {
             "# the cluster\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: web}\n--- # next\n\
              apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: b}\naddressType: IPv4\n\
              ports: [{port: 80}]\nendpoints: [{addresses: [10.1.0.1]}]\n...\n---\n\n---\n\
-             {apiVersion: v1, kind: Node, metadata: {name: c, namespace: ignored}}",
+             {apiVersion: v1, kind: Node, metadata: {name: c, namespace: ignored}}\n---\n\
+             {apiVersion: v1, kind: Pod, metadata: {name: d}, spec: {nodeName: c, containers: [{name: app}]}}",
         );
         assert_eq!(problems(&parsed), [""; 0]);
-        assert_eq!(names(&parsed), ["Service web/a", "EndpointSlice default/b", "Node c"]);
+        assert_eq!(names(&parsed), ["Service web/a", "EndpointSlice default/b", "Node c", "Pod default/d"]);
         let Object::EndpointSlice(slice) = &parsed.objects[1] else { unreachable!() };
         let port = &slice.ports.as_ref().unwrap()[0];
         assert_eq!(
@@ -238,22 +240,23 @@ mod tests {
             "{apiVersion: v1, kind: List, items: [\n\
              {apiVersion: v1, kind: ServiceList, items: [{metadata: {name: a}}, {metadata: {name: b}}]},\n\
              {apiVersion: v1, kind: NodeList, items: [{metadata: {name: c}}]},\n\
+             {apiVersion: v1, kind: PodList, items: [{metadata: {name: e, namespace: web}}]},\n\
              {apiVersion: discovery.k8s.io/v1, kind: EndpointSliceList, items:\n\
              [{addressType: IPv6, metadata: {name: d}}]}]}\n",
         );
         assert_eq!(problems(&parsed), [""; 0]);
         assert_eq!(
             names(&parsed),
-            ["Service default/a", "Service default/b", "Node c", "EndpointSlice default/d"]
+            ["Service default/a", "Service default/b", "Node c", "Pod web/e", "EndpointSlice default/d"]
         );
     }
 
     #[test]
     fn other_kinds_are_ignored() {
-        let parsed = yaml("apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: v1\nkind: Pod\n");
+        let parsed = yaml("apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: v1\nkind: Secret\n");
         assert_eq!((names(&parsed).len(), problems(&parsed).len()), (0, 0));
         let ignored: Vec<String> = parsed.ignored.iter().map(ToString::to_string).collect();
-        assert_eq!(ignored, ["apps/v1 Deployment", "v1 Pod"]);
+        assert_eq!(ignored, ["apps/v1 Deployment", "v1 Secret"]);
     }
 
     #[test]

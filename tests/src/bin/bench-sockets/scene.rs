@@ -10,9 +10,9 @@ use proxy_common::{
 };
 use serde::Serialize;
 use sluice_tests::{
+    cgroup::Threads,
     deployment::Deployment,
     netns::Namespace,
-    sandbox::Threads,
     service::{Service, TARGET_PORT},
     topology::{Cluster, Family, Pod},
 };

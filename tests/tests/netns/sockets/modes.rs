@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::ensure;
 use sluice_tests::{
+    cgroup::Threads,
     harness::{Setup, unsupported},
-    sandbox::{Threads, own_cgroup},
+    sandbox::own_cgroup,
     service::{Service, TARGET_PORT},
     topology::Family,
     traffic::{Connection, Source},
@@ -88,15 +89,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
             let (to, pod) = (service.frontend(family), near.pod.machine.addresses.at(TARGET_PORT).of(family));
             let open = || Connection::open(&client.machine.namespace, to, Source::AnyPort);
             for (is_inside, expected) in [(true, pod), (false, to)] {
-                let connection = thread::scope(|scope| {
-                    let work = || {
-                        if is_inside {
-                            threads.enter()?;
-                        }
-                        open()
-                    };
-                    scope.spawn(work).join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
-                })?;
+                let connection = if is_inside { threads.run(open) } else { open() }?;
                 ensure!(connection.backend == "near" && connection.peer()? == to, "{connection:?}");
                 ensure!(connection.seen_as == connection.local()?, "seen as {}", connection.seen_as);
                 // What the socket puts on its packets.
@@ -123,7 +116,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
 }
 
 /// An end as `/proc/net/tcp` has it: words of the address in the machine's order, all in hexadecimal.
-fn as_kernel_writes(end: SocketAddr) -> String {
+pub(crate) fn as_kernel_writes(end: SocketAddr) -> String {
     let octets = match end.ip() {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
