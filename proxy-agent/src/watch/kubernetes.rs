@@ -103,8 +103,9 @@ impl Kind for EndpointSlice {}
 impl Kind for Node {}
 impl Kind for Pod {
     const NEED: Need = Need::Optional {
-        without: "it is not known which pods need the service's address or have opted out of sockets: --socket-lb=auto \
-                  leaves them to packets, --socket-lb=on serves them; list and watch of pods are missing",
+        without: "pods that need the service's address or have opted out of sockets are not told from others \
+                  (--socket-lb=auto leaves them all to packets, --socket-lb=on serves them all); it takes list and watch \
+                  of pods",
     };
 }
 
