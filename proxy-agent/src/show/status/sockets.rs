@@ -37,7 +37,7 @@ pub struct SocketStatus {
     /// Which pods are served.
     pub pods: PodStatus,
     #[serde(skip)]
-    served: PodReasons,
+    pub(super) served: PodReasons,
 }
 
 /// A program that is attached to a cgroup.
