@@ -12,6 +12,7 @@
 mod api {
     mod churn;
     mod cluster;
+    mod events;
     mod faults;
     mod follow;
     mod log;

@@ -4,8 +4,8 @@
 //! Every kind starts with one `Replace`, and nothing is taken back because a source is out of reach: a source that
 //! knows nothing says nothing.
 //!
-//! This is the only module that may name `kube`. It does not know what the objects mean; it filters only what the
-//! API server would filter for it.
+//! This module and `events` are the only ones that may name `kube`. It does not know what the objects mean; it filters only
+//! what the API server would filter for it.
 
 mod kubernetes;
 mod manifests;

@@ -97,6 +97,7 @@ pub(crate) fn name<K: Kind>(object: &K) -> ObjectName {
 /// The source, consumed in the background.
 pub(crate) struct Follower {
     view: sync::watch::Receiver<View>,
+    pub(crate) metrics: ApiMetrics,
     task: JoinHandle<()>,
 }
 
@@ -121,7 +122,7 @@ impl Follower {
             }
             panic!("the source ended");
         });
-        Self { view, task }
+        Self { view, metrics, task }
     }
 
     /// Waits until the view is as wanted, which it need not remain.

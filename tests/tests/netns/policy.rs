@@ -64,7 +64,7 @@ fn internal_local_knows_endpoints_in_the_nodes_own_network() {
     });
 }
 
-/// E2E-044 without its health-check port, E2E-035, E2E-130, ETP-02, DEC-20, DEC-22, DEC-23.
+/// E2E-044 (its health-check port: `health`), E2E-035, E2E-130, ETP-02, DEC-20, DEC-22, DEC-23.
 #[test]
 fn external_local_keeps_clients_outside_on_the_node_and_lets_pods_go_anywhere() {
     Setup::new(3).telling(&CLUSTER).run(|cluster, agents| {
