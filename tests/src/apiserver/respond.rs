@@ -303,7 +303,7 @@ pub(super) fn json_response(code: StatusCode, body: Body) -> Response<Body> {
 }
 
 /// Where each kind is found, and what it is called.
-const KINDS: [(&str, Resource, &str, &str); 4] = [
+const KINDS: [(&str, Resource, &str, &str); 5] = [
     ("/api/v1/", "services", "v1", "Service"),
     ("/api/v1/", "nodes", "v1", "Node"),
     ("/api/v1/", "pods", "v1", "Pod"),

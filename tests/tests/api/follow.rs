@@ -103,18 +103,20 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) async fn start(kubeconfig: &str) -> Self {
-        Self::consume(watch::kubernetes(client(kubeconfig).await, NODE, &ApiMetrics::default()).boxed())
+        let metrics = ApiMetrics::default();
+        let client = client(kubeconfig, &metrics).await;
+        Self::consume(watch::kubernetes(client, NODE, &metrics).boxed(), metrics)
     }
 
     /// With the pods as well.
     pub(crate) async fn start_with_pods(kubeconfig: &str) -> Self {
-        let client = client(kubeconfig).await;
         let metrics = ApiMetrics::default();
+        let client = client(kubeconfig, &metrics).await;
         let pods = watch::pods(client.clone(), NODE, &metrics);
-        Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed())
+        Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed(), metrics)
     }
 
-    fn consume(mut changes: BoxStream<'static, Change>) -> Self {
+    fn consume(mut changes: BoxStream<'static, Change>, metrics: ApiMetrics) -> Self {
         let (sender, view) = sync::watch::channel(View::default());
         let task = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
@@ -166,12 +168,12 @@ impl Follower {
     }
 }
 
-async fn client(kubeconfig: &str) -> watch::Client {
+async fn client(kubeconfig: &str, metrics: &ApiMetrics) -> watch::Client {
     log::install();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kubeconfig");
     fs::write(&path, kubeconfig).unwrap();
-    watch::client(Some(&path), &ApiMetrics::default()).await.unwrap()
+    watch::client(Some(&path), metrics).await.unwrap()
 }
 
 impl Drop for Follower {

@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    thread,
 };
 
 use anyhow::ensure;
