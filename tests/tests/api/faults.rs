@@ -1,12 +1,11 @@
 //! What goes wrong with an API server, one thing at a time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_agent::metrics::KindMetrics;
 use sluice_tests::apiserver::{ApiServer, Fault, Request, Verb};
 
 use super::{
@@ -279,47 +278,4 @@ async fn slow_kind_does_not_delay_the_others() {
     follower.until("the others are listed", |view| view.replaced() == [1, 0, 1]).await;
     server.apply(&service(0, 81));
     follower.until("and followed", |view| view.changes == 3).await;
-}
-
-/// What the agent exports about its view of the API.
-#[tokio::test]
-async fn a_view_is_as_old_as_what_the_server_said_last() {
-    let server = server().await;
-    let follower = Follower::start(&server.kubeconfig()).await;
-    assert_eq!(follower.metrics.services.age(Instant::now()), None, "nobody has said anything");
-    follower.until_listed().await;
-    watched(&server).await;
-    let age = |kind: &KindMetrics| kind.age(Instant::now()).unwrap();
-    let kinds = [&follower.metrics.services, &follower.metrics.slices, &follower.metrics.nodes];
-    let counts = || kinds.map(|kind| (kind.lists.get(), kind.watches.get(), kind.failures.get()));
-    // The server knows of a watch before the client has heard that it began.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while counts() != [(1, 1, 0); 3] {
-        assert!(Instant::now() < deadline, "{:?}", counts());
-        tokio::task::yield_now().await;
-    }
-    // A bookmark confirms what an event of another kind does not.
-    let before = Instant::now();
-    server.apply(&service(0, 81));
-    follower.until_same(&truth(&server)).await;
-    let confirmed_since =
-        |kind: &KindMetrics| Instant::now().checked_sub(age(kind)).is_some_and(|at| at >= before);
-    assert!(confirmed_since(kinds[0]) && !confirmed_since(kinds[1]));
-    server.send_bookmarks();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !kinds.iter().all(|kind| confirmed_since(kind)) {
-        assert!(Instant::now() < deadline, "bookmarks confirm nothing");
-        tokio::task::yield_now().await;
-    }
-    // Nobody there, nothing confirmed.
-    let log = Log::capture();
-    server.go_down().await;
-    let down = Instant::now();
-    log.until(3, "cannot follow").await;
-    assert!(kinds.iter().all(|kind| kind.failures.get() > 0));
-    assert!(kinds.iter().all(|kind| age(kind) >= down.elapsed()));
-    server.compact();
-    server.come_up().await.unwrap();
-    follower.until("all is listed again", |view| view.replaced() == [2; 3]).await;
-    assert_eq!(kinds.map(|kind| kind.lists.get()), [2; 3]);
 }

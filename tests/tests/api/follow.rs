@@ -97,7 +97,6 @@ pub(crate) fn name<K: Kind>(object: &K) -> ObjectName {
 /// The source, consumed in the background.
 pub(crate) struct Follower {
     view: sync::watch::Receiver<View>,
-    pub(crate) metrics: ApiMetrics,
     task: JoinHandle<()>,
 }
 
@@ -105,7 +104,7 @@ impl Follower {
     pub(crate) async fn start(kubeconfig: &str) -> Self {
         let metrics = ApiMetrics::default();
         let client = client(kubeconfig, &metrics).await;
-        Self::consume(watch::kubernetes(client, NODE, &metrics).boxed(), metrics)
+        Self::consume(watch::kubernetes(client, NODE, &metrics).boxed())
     }
 
     /// With the pods as well.
@@ -113,10 +112,10 @@ impl Follower {
         let metrics = ApiMetrics::default();
         let client = client(kubeconfig, &metrics).await;
         let pods = watch::pods(client.clone(), NODE, &metrics);
-        Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed(), metrics)
+        Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed())
     }
 
-    fn consume(mut changes: BoxStream<'static, Change>, metrics: ApiMetrics) -> Self {
+    fn consume(mut changes: BoxStream<'static, Change>) -> Self {
         let (sender, view) = sync::watch::channel(View::default());
         let task = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
@@ -124,7 +123,7 @@ impl Follower {
             }
             panic!("the source ended");
         });
-        Self { view, metrics, task }
+        Self { view, task }
     }
 
     /// Waits until the view is as wanted, which it need not remain.
