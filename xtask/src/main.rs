@@ -11,6 +11,7 @@ mod check;
 mod hash;
 mod image;
 mod install;
+mod manifest;
 mod object_check;
 mod object_file;
 mod process;
@@ -56,6 +57,10 @@ fn run(command: Command) -> Result<ExitCode> {
             image::image(&options)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Manifest => {
+            manifest::render()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo { arguments } => match run::demo(&arguments)? {},
         Command::Test { level, arguments } => test::test(level, &arguments),
         Command::Check => check::check(),
@@ -82,6 +87,8 @@ enum Command {
     Build(BuildOptions),
     /// Put the agent, as one static file, into a container image: without a daemon, and alone
     Image(ImageOptions),
+    /// Render deploy/sluice.yaml from the chart (needs helm)
+    Manifest,
     /// Show service traffic being translated, on this machine (as root)
     #[command(disable_help_flag = true)]
     Demo {
