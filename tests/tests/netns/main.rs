@@ -4,10 +4,11 @@
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
 //! ([`fragments`]) and from the nodes themselves ([`sockets`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
-//! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
+//! ([`lifecycle`]), and with the privileges of its container alone ([`deploy`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
 //! ([`demo`], [`status`])?
 
 mod demo;
+mod deploy;
 mod devices;
 mod endpoints;
 mod errors;
