@@ -245,7 +245,13 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct PinArgs {
     /// Directory on a BPF file system for maps and links; one per node, if several share a kernel
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice", help_heading = "Node")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "SLUICE_BPFFS",
+        default_value = "/sys/fs/bpf/sluice",
+        help_heading = "Node"
+    )]
     pub bpffs: PathBuf,
 }
 
