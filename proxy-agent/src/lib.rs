@@ -10,6 +10,8 @@ pub mod cgroup;
 pub mod cli;
 pub mod datapath;
 pub mod devices;
+mod directory;
+mod document;
 pub mod options;
 pub mod ports;
 pub mod run;

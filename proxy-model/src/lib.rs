@@ -36,6 +36,7 @@ mod tables;
 mod target;
 mod topology;
 
+pub use address::parse_ip;
 pub use change::{Change, Event, ObjectName};
 pub use cidr::{Cidr, ParseCidrError};
 pub use error::{CommitError, Kind, Misfit, ObjectError, PlanError};
