@@ -196,7 +196,14 @@ fn yaml(number: usize, text: Excerpt<'_>, repeated: Repeated) -> Result<Document
         Ok(value) => Ok(Document { number, value, text, repeated }),
         Err(error) => {
             let position = error.location().map(|at| text.position(at));
-            Err(Unreadable { number, position, cause: without_position(&error.to_string()) })
+            let cause = match &error {
+                // The parser would have the operator set one of its options.
+                serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+                    format!("the field {key} is there twice")
+                }
+                _ => without_position(&error.to_string()),
+            };
+            Err(Unreadable { number, position, cause })
         }
     }
 }

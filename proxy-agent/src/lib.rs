@@ -8,11 +8,11 @@
 
 pub mod cgroup;
 pub mod cli;
+pub mod config;
 pub mod datapath;
 pub mod devices;
 mod directory;
 mod document;
-pub mod options;
 pub mod ports;
 pub mod run;
 pub mod show;

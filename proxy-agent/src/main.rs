@@ -1,19 +1,20 @@
 //! The `sluice` binary.
 
 use std::{
+    fs,
     io::{IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use futures::{StreamExt as _, stream::BoxStream};
 use proxy_agent::{
     cgroup::{self, CgroupError},
-    cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
-    datapath::Pins,
-    options::options,
+    cli::{Cli, Command, ShowArgs},
+    config::{self, Configuration, Host, LogFormat, Note, RunArgs, SocketLb, Task, node_name, with_dashes},
+    datapath::{self, Pins},
     run, show, watch,
 };
 use proxy_model::Change;
@@ -21,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = match Cli::parse_from(with_dashes(std::env::args_os())).command {
         Command::Run(args) => start(*args),
         Command::Status(args) => print(&args, show::status),
         Command::Services(args) => print(&args, show::services),
@@ -48,18 +49,75 @@ fn print<T: show::Show>(
     }
 }
 
-fn start(mut args: RunArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
+fn start(args: RunArgs) -> anyhow::Result<()> {
+    let host = Host::detect();
+    let configuration = Configuration::load(&args, host)?;
+    begin_log(&configuration)?;
+    for note in &configuration.notes {
+        match note {
+            Note::Info(text) => tracing::info!("{text}"),
+            Note::Warning(text) => tracing::warn!("{text}"),
+        }
+    }
+    match &configuration.task {
+        Task::WriteConfig(path) => write_config(&configuration, path),
+        Task::Cleanup => clean_up(&configuration.sluice.bpffs()),
+        Task::InitOnly => Ok(run::prepare(&options(&configuration)?)?),
+        Task::Run => {
+            adjust_oom_score(configuration.kube_proxy.oom_score_adj.unwrap_or_default());
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(serve(args, host, configuration))
+        }
+    }
+}
+
+fn begin_log(configuration: &Configuration) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&configuration.log)?;
     let colour = std::io::stderr().is_terminal();
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Human => log.with_target(false).init(),
+    match configuration.log_format() {
+        LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
-    args.cgroup = served_cgroup(args.cgroup, args.sockets.socket_lb)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(args))
+    Ok(())
+}
+
+fn write_config(configuration: &Configuration, path: &Path) -> anyhow::Result<()> {
+    fs::write(path, configuration.to_yaml()?).with_context(|| format!("cannot write {}", path.display()))?;
+    tracing::info!(file = %path.display(), "wrote the configuration");
+    Ok(())
+}
+
+/// Removes what Sluice has left on this node.
+fn clean_up(bpffs: &Path) -> anyhow::Result<()> {
+    let removed = datapath::cleanup(bpffs)?;
+    let pins = bpffs.display();
+    if removed == datapath::Removed::default() {
+        tracing::info!(%pins, "nothing of Sluice is here");
+    } else {
+        tracing::info!(%pins, links = removed.links, "programs are detached and tables removed; nothing of Sluice is left");
+    }
+    Ok(())
+}
+
+/// As with kube-proxy, the agent is no worse off if it may not.
+fn adjust_oom_score(score: i32) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        tracing::info!(score, %error, "cannot adjust this process's OOM score");
+    }
+}
+
+/// What the agent of this node runs with.
+fn options(configuration: &Configuration) -> anyhow::Result<run::Options> {
+    let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
+    let node = node_name(&configuration.kube_proxy.hostname_override, &hostname.to_string_lossy())
+        .context("the node has no name: set --hostname-override")?;
+    let mut options = configuration.options(node)?;
+    let mode = configuration.sluice.socket_lb.unwrap_or_default();
+    options.sockets.cgroup = served_cgroup(options.sockets.cgroup.take(), mode)?;
+    Ok(options)
 }
 
 /// The cgroup whose processes are served at their sockets; `None` if none are.
@@ -81,25 +139,35 @@ fn served_cgroup(given: Option<PathBuf>, mode: SocketLb) -> Result<Option<PathBu
     Ok(Some(dir))
 }
 
-async fn serve(args: RunArgs) -> anyhow::Result<()> {
-    let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
-    let node = node_name(args.hostname_override.as_deref(), &hostname.to_string_lossy())
-        .context("the node has no name: set --hostname-override")?;
-    let (manifests, kubeconfig) = (args.manifests.clone(), args.kubeconfig.clone());
-    let options = options(args, node)?;
+/// Why the agent ends.
+enum End {
+    Asked,
+    ConfigurationChanged,
+}
+
+async fn serve(args: RunArgs, host: Host, configuration: Configuration) -> anyhow::Result<()> {
+    let options = options(&configuration)?;
     let node = &options.model.node_name;
-    let changes: BoxStream<'static, Change> = match &manifests {
+    let changes: BoxStream<'static, Change> = match &configuration.sluice.manifests {
         Some(dir) => watch::manifests(dir)?.boxed(),
-        None => watch::kubernetes(watch::client(kubeconfig.as_deref()).await?, node).boxed(),
+        None => watch::kubernetes(watch::client(&configuration.api()).await?, node).boxed(),
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let stop = async move {
+    let mut end = End::Asked;
+    let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = config::changed(&args, host, &configuration) => end = End::ConfigurationChanged,
         }
     };
     run::run(options, changes, stop).await?;
-    Ok(())
+    match end {
+        End::Asked => Ok(()),
+        End::ConfigurationChanged => {
+            let files = configuration.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>();
+            bail!("{} changed: ending, to be started again with what is there now", files.join(" or "))
+        }
+    }
 }

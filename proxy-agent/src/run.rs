@@ -10,6 +10,7 @@ mod sockets;
 use std::{
     collections::BTreeSet,
     future::Future,
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -35,7 +36,7 @@ use crate::{
     ports::PortRange,
 };
 
-pub use self::sockets::NamespaceError;
+pub use self::{settings::ConntrackTimeouts, sockets::NamespaceError};
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -55,6 +56,16 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Who is served at sockets.
     pub sockets: SocketOptions,
+    /// How long flows may be silent.
+    pub timeouts: ConntrackTimeouts,
+    /// Where `/healthz` and `/livez` are to be served; `None`: nowhere (HZ-01).
+    pub healthz_bind_address: Option<SocketAddr>,
+    /// Where `/metrics` is to be served; `None`: nowhere (MAPI).
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// Whether the agent ends if it cannot serve at these addresses, rather than try again (HZ-03).
+    pub bind_address_hard_fail: bool,
+    /// Half of the time after which a change that could not be programmed is bad health (HZ-05).
+    pub sync_period: Duration,
 }
 
 /// Who is served at sockets.
@@ -131,6 +142,15 @@ pub async fn run(
     Ok(())
 }
 
+/// Does what needs no object and attaches nothing: sees whether the kernel takes every program, and makes the tables
+/// (LIFE-10). What an earlier run has left serves on.
+pub fn prepare(options: &Options) -> Result<(), RunError> {
+    let pins = Pins::new(&options.bpffs);
+    datapath::load(&pins)?.load_all()?;
+    info!(pins = %pins.root().display(), "the kernel takes all programs, and the tables are there; nothing was attached");
+    Ok(())
+}
+
 /// Completes at that time, or never if there is none.
 async fn reached(time: Option<Instant>) {
     match time {
@@ -179,7 +199,7 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets } = options;
+        let Options { bpffs, model, devices, node_ports, sockets, timeouts, .. } = options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
         let mut datapath = datapath::load(&pins)?;
@@ -194,11 +214,8 @@ impl Agent {
             frontends = restored.frontends.len(),
             "datapath loaded; frontends found from an earlier run go on serving"
         );
-        if model.detect_local == DetectLocal::ClusterCidr(Vec::new()) {
-            info!("without --cluster-cidr, clients are not told to be pods by their address");
-        }
         Ok(Self {
-            settings: Settings::start(&pins, node_ports)?,
+            settings: Settings::start(&pins, node_ports, timeouts)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,

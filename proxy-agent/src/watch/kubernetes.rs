@@ -7,7 +7,9 @@
 
 mod client;
 mod failure;
+mod limit;
 mod outage;
+mod servers;
 
 use std::{fmt::Debug, mem, pin::Pin, time::Duration};
 
@@ -31,7 +33,10 @@ use self::{
 };
 use super::{HEADLESS, SERVICE_PROXY_NAME};
 
-pub use client::{ClientError, client};
+pub use self::{
+    client::{ApiOptions, ClientError, client},
+    limit::RequestLimit,
+};
 
 /// Follows the Services, the EndpointSlices and this node's own Node, for ever.
 ///

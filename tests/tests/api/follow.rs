@@ -7,7 +7,7 @@ use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_agent::watch;
+use proxy_agent::watch::{self, ApiOptions};
 use proxy_model::{Change, Event, ObjectName};
 use sluice_tests::apiserver::Kind;
 use tokio::{sync, task::JoinHandle, time};
@@ -100,7 +100,8 @@ impl Follower {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
         fs::write(&path, kubeconfig).unwrap();
-        let client = watch::client(Some(&path)).await.unwrap();
+        let options = ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() };
+        let client = watch::client(&options).await.unwrap();
         let (sender, view) = sync::watch::channel(View::default());
         let mut changes = watch::kubernetes(client, NODE).boxed();
         let task = tokio::spawn(async move {

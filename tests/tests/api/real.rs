@@ -13,7 +13,7 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use k8s_openapi::ByteString;
-use proxy_agent::watch::{self, Client};
+use proxy_agent::watch::{self, ApiOptions, Client};
 use proxy_model::ObjectName;
 use ring::{
     rand::SystemRandom,
@@ -71,7 +71,8 @@ impl RealServer {
         let apiserver = apiserver(&binaries, dir.path(), etcd_port, port);
         let path = dir.path().join("kubeconfig");
         fs::write(&path, kubeconfig(port)).unwrap();
-        let client = watch::client(Some(&path)).await.unwrap();
+        let client =
+            watch::client(&ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() }).await.unwrap();
         let mut server = Self { client, apiserver, _etcd: Process(etcd), etcd_port, port, binaries, dir };
         server.ready().await;
         Some(server)
