@@ -20,7 +20,7 @@ pub struct Cli {
 pub enum Command {
     /// Serve this node: follow Services and EndpointSlices, keep the kernel's tables right.
     // Of a flag that is there twice the last counts, as with kube-proxy.
-    #[command(args_override_self = true)]
+    #[command(args_override_self = true, version, display_name = "sluice")]
     Run(Box<RunArgs>),
     /// Show what is in the kernel: programs, devices, how full the tables are, what was dropped.
     Status(ShowArgs),

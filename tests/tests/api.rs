@@ -12,8 +12,10 @@
 mod api {
     mod churn;
     mod cluster;
+    mod failover;
     mod faults;
     mod follow;
+    mod gate;
     mod log;
     mod real;
     mod scenarios;

@@ -1,6 +1,6 @@
 //! The command line of `sluice run`.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::Args;
 
@@ -49,6 +49,9 @@ pub struct RunArgs {
     /// --config, too
     #[arg(long, value_name = "URL", help_heading = "Kubernetes")]
     pub master: Option<String>,
+    /// Sluice's own options.
+    #[command(flatten)]
+    pub sluice: SluiceOptions,
     /// kube-proxy's flags that are in its file, too.
     #[command(flatten)]
     pub kube_proxy: KubeProxyFlags,
@@ -58,21 +61,16 @@ pub struct RunArgs {
     /// Deprecated: port of --metrics-bind-address, if that has none; 0: not served
     #[arg(long, value_name = "PORT", help_heading = "Health and metrics")]
     pub metrics_port: Option<u16>,
-    #[expect(missing_docs, reason = "means nothing, to kube-proxy neither")]
+    /// No effect: kube-proxy makes no use of it either
     #[arg(long, value_name = "FILE,...", help_heading = "Accepted for kube-proxy's sake")]
     pub boot_id_file: Option<String>,
-    #[expect(missing_docs, reason = "means nothing, to kube-proxy neither")]
+    /// No effect: kube-proxy makes no use of it either
     #[arg(long, value_name = "FILE,...", help_heading = "Accepted for kube-proxy's sake")]
     pub machine_id_file: Option<String>,
-    /// Sluice's own options.
-    #[command(flatten)]
-    pub sluice: SluiceOptions,
 }
 
 /// The command line with dashes for underscores in the names of flags, as kube-proxy reads it (FLAG-42).
-pub fn with_dashes(
-    arguments: impl IntoIterator<Item = std::ffi::OsString>,
-) -> impl Iterator<Item = std::ffi::OsString> {
+pub fn with_dashes(arguments: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     arguments.into_iter().map(|argument| {
         let Some(name) = argument.to_str().and_then(|text| text.strip_prefix("--")) else { return argument };
         let (name, value) = name.split_at(name.find('=').unwrap_or(name.len()));

@@ -228,7 +228,6 @@ pub(super) const FIELDS: &[Field] = &[
     inert("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", Kind::Duration, NO_IPVS),
     inert("ipvs.udpTimeout", "ipvs-udp-timeout", Kind::Duration, NO_IPVS),
     without_flag("nftables.masqueradeBit", Some(NO_MARKS)),
-    // The flags of the mode iptables say these too, if the mode is nftables (FLAG-21).
     without_flag("nftables.masqueradeAll", None),
     without_flag("nftables.syncPeriod", None),
     without_flag("nftables.minSyncPeriod", Some(NO_WAITING)),
@@ -337,10 +336,24 @@ pub(super) fn field(path: &str) -> Option<&'static Field> {
     })
 }
 
+/// The flag that sets the field of this path, or that this path leads into. Those of the block of iptables set that of
+/// nftables as well (FLAG-21).
+pub(super) fn flag(path: &str) -> Option<Flag> {
+    let field = field(path)?;
+    let same = |other: &&Field| twin(other).is_some_and(|twin| twin.path == field.path);
+    field.flag.or_else(|| FIELDS.iter().find(same)?.flag)
+}
+
+/// What a flag of the block of iptables sets instead if the mode is nftables, if anything.
+pub(super) fn twin(field: &Field) -> Option<&'static Field> {
+    let name = field.path.strip_prefix("iptables.").filter(|name| OF_MODE.contains(name))?;
+    FIELDS.iter().find(|other| other.path.strip_prefix("nftables.") == Some(name))
+}
+
+/// Fields that both blocks have, while there is one flag.
+const OF_MODE: [&str; 3] = ["masqueradeAll", "syncPeriod", "minSyncPeriod"];
+
 /// Whether its flag has effect although there is a file (LIFE-01).
 pub(super) fn is_obeyed_beside_file(path: &str) -> bool {
     path == "hostnameOverride" || path.starts_with("logging.")
 }
-
-/// Fields that the mode nftables has in a block of its own, while flags only know that of iptables (FLAG-21).
-pub(super) const OF_MODE: [&str; 3] = ["masqueradeAll", "syncPeriod", "minSyncPeriod"];

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     duration::GoDuration,
-    fields::{FIELDS, Field, Flag, Kind, OF_MODE, is_obeyed_beside_file},
+    fields::{FIELDS, Field, Flag, Kind, is_obeyed_beside_file, twin},
     kube_proxy::KubeProxyConfiguration,
 };
 
@@ -20,31 +20,35 @@ pub struct KubeProxyFlags {
 impl KubeProxyFlags {
     /// Paths of the fields that flags were given for.
     pub(super) fn paths(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.given.iter().map(|(field, _)| field.path)
+        self.set().map(|(path, _)| path)
+    }
+
+    /// What is set to what.
+    fn set(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        let is_nftables = self.text("mode") == "nftables";
+        self.given.iter().map(move |(field, value)| {
+            let twin = twin(field).filter(|_| is_nftables);
+            (twin.unwrap_or(field).path, value)
+        })
+    }
+
+    fn text(&self, path: &str) -> &str {
+        let given = self.given.iter().find(|(field, _)| field.path == path);
+        given.and_then(|(_, value)| value.as_str()).unwrap_or_default()
     }
 
     /// The whole configuration, if there is no file.
     pub(super) fn configuration(&self) -> serde_json::Result<KubeProxyConfiguration> {
-        let text = |path| {
-            let given = self.given.iter().find(|(field, _)| field.path == path);
-            given.and_then(|(_, value)| value.as_str()).unwrap_or_default().to_owned()
-        };
         // The defaults of others depend on these.
         let mut config = KubeProxyConfiguration {
-            bind_address: text("bindAddress"),
-            mode: text("mode"),
+            bind_address: self.text("bindAddress").to_owned(),
+            mode: self.text("mode").to_owned(),
             ..KubeProxyConfiguration::default()
         };
         config.set_defaults();
-        let is_nftables = config.mode == "nftables";
         let mut value = serde_json::to_value(&config)?;
-        for (field, given) in &self.given {
-            match field.path.split_once('.') {
-                Some(("iptables", name)) if is_nftables && OF_MODE.contains(&name) => {
-                    value["nftables"][name] = given.clone();
-                }
-                _ => put(&mut value, field.path, given.clone()),
-            }
+        for (path, given) in self.set() {
+            put(&mut value, path, given.clone());
         }
         serde_json::from_value(value)
     }
@@ -88,10 +92,9 @@ fn put(value: &mut Value, path: &str, new: Value) {
 
 impl Args for KubeProxyFlags {
     fn augment_args(command: Command) -> Command {
-        FIELDS
-            .iter()
-            .filter_map(|field| field.flag)
-            .fold(command, |command, flag| command.arg(argument(flag)))
+        // Headings come in the order of their first flags, and what means nothing comes last.
+        let (inert, active): (Vec<_>, Vec<_>) = FIELDS.iter().partition(|field| field.inert.is_some());
+        active.into_iter().chain(inert).filter_map(argument).fold(command, Command::arg)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -99,10 +102,15 @@ impl Args for KubeProxyFlags {
     }
 }
 
-fn argument(flag: Flag) -> Arg {
-    let arg = Arg::new(flag.name).long(flag.name).help_heading(flag.heading).help(flag.help);
+fn argument(field: &Field) -> Option<Arg> {
+    let flag = field.flag?;
+    let arg = Arg::new(flag.name).long(flag.name).help_heading(flag.heading);
+    let arg = match field.inert {
+        Some(why) => arg.help(format!("No effect: {why}")),
+        None => arg.help(flag.help),
+    };
     let arg = if flag.name.len() == 1 { arg.short(flag.name.chars().next()) } else { arg };
-    match flag.kind {
+    Some(match flag.kind {
         Kind::Bool => arg
             .value_name("true|false")
             .num_args(0..=1)
@@ -117,7 +125,7 @@ fn argument(flag: Flag) -> Arg {
         Kind::List(name) => list(arg, name),
         Kind::Gates => list(arg, "NAME=true|false,..."),
         Kind::Modules => list(arg, "MODULE=NUMBER,..."),
-    }
+    })
 }
 
 fn list(arg: Arg, name: &'static str) -> Arg {

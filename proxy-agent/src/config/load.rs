@@ -38,15 +38,12 @@ impl Configuration {
         if !name.is_empty() {
             kube_proxy.hostname_override = name;
         }
-        let origin = match &file {
-            Some(file) => Origin::File { path: file.path(), position: Box::new(|path| file.position(path)) },
-            None => Origin::Flags,
-        };
+        let origin = file.as_ref().map_or(Origin::Flags, Origin::File);
         let faults = validate::faults(&kube_proxy, host).into_iter().map(|fault| {
             // Flags for logging and the name overrule the file.
             let is_flag = args.kube_proxy.paths().any(|path| path == dotted(&fault.path))
                 && fields::is_obeyed_beside_file(&dotted(&fault.path));
-            Problem::with_field(fault, if is_flag { &Origin::Flags } else { &origin })
+            Problem::with_field(fault, if is_flag { Origin::Flags } else { origin })
         });
         loading.problems.splice(0..0, faults);
         let api_servers = loading.api_servers(args, &own);
@@ -218,7 +215,7 @@ impl Loading {
         }
         let from_flags: BTreeSet<_> = args.kube_proxy.paths().collect();
         let name = |path: &'static str| {
-            let flag = fields::field(path).and_then(|field| field.flag).filter(|_| {
+            let flag = fields::flag(path).filter(|_| {
                 from_flags.contains(path) && (args.config.is_none() || fields::is_obeyed_beside_file(path))
             });
             flag.map_or_else(|| path.to_owned(), |flag| format!("--{}", flag.name))

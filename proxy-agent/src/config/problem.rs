@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::fields;
+use super::{fields, file::ConfigFile};
 use crate::document::{Position, Step, dotted};
 
 /// Why the agent has no configuration.
@@ -84,17 +84,14 @@ impl Problem {
     }
 
     /// Of a field of kube-proxy's configuration, wherever that comes from.
-    pub(super) fn with_field(fault: Fault, origin: &Origin<'_>) -> Self {
+    pub(super) fn with_field(fault: Fault, origin: Origin<'_>) -> Self {
         let Fault { path, value, reason } = fault;
         let field = dotted(&path);
         let name = match origin {
-            Origin::Flags => {
-                let flag = fields::field(&field).and_then(|field| field.flag);
-                flag.map_or(field, |flag| format!("--{}", flag.name))
-            }
-            Origin::File { path: file, position } => {
-                let position = position(&path).map(|position| format!(", {position}")).unwrap_or_default();
-                format!("{}{position}, {field}", file.display())
+            Origin::Flags => fields::flag(&field).map_or(field, |flag| format!("--{}", flag.name)),
+            Origin::File(file) => {
+                let position = file.position(&path).map(|position| format!(", {position}"));
+                format!("{}{}, {field}", file.path().display(), position.unwrap_or_default())
             }
         };
         Self { name, value, reason }
@@ -110,11 +107,8 @@ pub(super) struct Fault {
 }
 
 /// Where kube-proxy's configuration comes from.
+#[derive(Clone, Copy)]
 pub(super) enum Origin<'a> {
     Flags,
-    File {
-        path: &'a Path,
-        /// Finds fields in it.
-        position: Box<dyn Fn(&[Step]) -> Option<Position> + 'a>,
-    },
+    File(&'a ConfigFile),
 }

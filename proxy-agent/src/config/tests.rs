@@ -52,23 +52,26 @@ fn with_head(fields: &str) -> String {
 }
 
 fn warnings(configuration: &Configuration) -> Vec<&str> {
-    let warning = |note| match note {
-        &Note::Warning(ref text) => Some(text.as_str()),
-        Note::Info(_) => None,
-    };
+    fn warning(note: &Note) -> Option<&str> {
+        match note {
+            Note::Warning(text) => Some(text),
+            Note::Info(_) => None,
+        }
+    }
     configuration.notes.iter().filter_map(warning).collect()
 }
 
 /// The line about what has no effect.
 fn without_effect(configuration: &Configuration) -> &str {
-    let line = |note| match note {
-        &Note::Info(ref text) => text.strip_prefix("accepted without effect: "),
-        Note::Warning(_) => None,
-    };
+    fn line(note: &Note) -> Option<&str> {
+        match note {
+            Note::Info(text) => text.strip_prefix("accepted without effect: "),
+            Note::Warning(_) => None,
+        }
+    }
     configuration.notes.iter().find_map(line).unwrap_or_default()
 }
 
-/// LIFE-03: the flag or field, its value, and what would be right; all of them at once.
 #[test]
 fn everything_that_is_wrong_is_named_at_once() {
     for (flags, parts) in [
@@ -95,6 +98,7 @@ fn everything_that_is_wrong_is_named_at_once() {
         (&["--config-sync-period=0"], &["--config-sync-period: 0s: ", "more than 0"]),
         (&["--iptables-sync-period=-1s"], &["--iptables-sync-period: -1s: ", "more than 0"]),
         (&["--iptables-min-sync-period=1m"], &["--iptables-min-sync-period: 1m0s: ", "30s"]),
+        (&["--proxy-mode=nftables", "--iptables-sync-period=-1s"], &["--iptables-sync-period: -1s: "]),
         (&["--kube-api-burst=-1"], &["--kube-api-burst: -1: ", "negative"]),
         (&["--bind-address=[::]"], &["--bind-address: \"[::]\": ", "192.0.2.1"]),
         (&["--healthz-bind-address=localhost"], &["--healthz-bind-address: \"localhost\": ", "[::]:10256"]),
@@ -191,14 +195,18 @@ fn what_has_no_effect_is_told_in_one_line_with_the_reasons() {
         "--kube-api-content-type=application/vnd.kubernetes.protobuf",
         "--boot-id-file=/etc/id",
         "--vmodule=proxier*=4",
+        "--proxy-mode=nftables",
+        "--iptables-min-sync-period=3s",
     ])
     .unwrap();
     assert_eq!(
         without_effect(&flags),
         "--profiling (Go's profiles are of Go programs); --kube-api-content-type (Sluice asks for JSON); \
-         --iptables-masquerade-bit (Sluice marks no packets); --boot-id-file (kube-proxy makes no use of it either); \
+         --iptables-masquerade-bit (Sluice marks no packets); --iptables-min-sync-period (changes are programmed as they \
+         come); --boot-id-file (kube-proxy makes no use of it either); \
          proxier* of --vmodule (not the name of a module, such as watch); --conntrack-max-per-core, --conntrack-min \
-         (the flow table has a fixed size, and conntrack's is left alone)"
+         (the flow table has a fixed size, and conntrack's is left alone); --proxy-mode (there is one datapath, which \
+         only follows what the mode says about NodePorts by default)"
     );
     let file =
         load_file(&with_head("mode: ipvs\nipvs: {scheduler: rr, strictARP: true, syncPeriod: 10s}\n"), &[])

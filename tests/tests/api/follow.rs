@@ -96,12 +96,15 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) async fn start(kubeconfig: &str) -> Self {
-        log::install();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");
         fs::write(&path, kubeconfig).unwrap();
-        let options = ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() };
-        let client = watch::client(&options).await.unwrap();
+        Self::with(&ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() }).await
+    }
+
+    pub(crate) async fn with(options: &ApiOptions) -> Self {
+        log::install();
+        let client = watch::client(options).await.unwrap();
         let (sender, view) = sync::watch::channel(View::default());
         let mut changes = watch::kubernetes(client, NODE).boxed();
         let task = tokio::spawn(async move {

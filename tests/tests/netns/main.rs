@@ -4,9 +4,10 @@
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
 //! ([`fragments`]) and from the nodes themselves ([`sockets`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
-//! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
+//! ([`lifecycle`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
 //! ([`demo`], [`status`])?
 
+mod configuration;
 mod demo;
 mod devices;
 mod endpoints;
