@@ -180,6 +180,13 @@ fn families_are_complained_about_where_they_are_missing() {
     assert!(said(&v6, DUAL).unwrap().contains("clusterCIDR is of IPv4"));
     let error = said(&v6, single).unwrap_err();
     assert!(error.contains("--bind-address") && error.contains("--cluster-cidr"), "{error}");
+    assert!(
+        said(
+            &["--bind-address=::", "--healthz-bind-address=0.0.0.0", "--metrics-bind-address=127.0.0.1"],
+            single
+        )
+        .is_ok()
+    );
     let text = said(&["--healthz-bind-address=[::]:1"], single).unwrap();
     assert!(text.contains("healthzBindAddress: [::]:1: this host has no IPv6"), "{text}");
 }

@@ -2,7 +2,7 @@
 //!
 //! What means nothing here is checked all the same: a value that kube-proxy refuses was never in force.
 
-use std::str::FromStr as _;
+use std::{net::IpAddr, str::FromStr as _};
 
 use proxy_model::{Cidr, DetectLocal, Family, parse_ip};
 
@@ -232,8 +232,10 @@ impl Faults {
         if host.has_ipv6 {
             return;
         }
-        let is_ipv6 = parse_ip(&config.bind_address).is_some_and(|ip| ip.is_ipv6());
-        self.unless(!is_ipv6, "bindAddress", quoted(&config.bind_address), NO_IPV6);
+        // The unspecified address is no wish (NODE-04).
+        let is_wanted = |ip: IpAddr| ip.is_ipv6() && !ip.is_unspecified();
+        let wanted = parse_ip(&config.bind_address).is_some_and(is_wanted);
+        self.unless(!wanted, "bindAddress", quoted(&config.bind_address), NO_IPV6);
         if config.detect_local_mode == "ClusterCIDR"
             && let Ok(DetectLocal::ClusterCidr(networks)) = DetectLocal::cluster_cidr(&config.cluster_cidr)
             && !networks.is_empty()

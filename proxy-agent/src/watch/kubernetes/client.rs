@@ -112,8 +112,9 @@ pub async fn client(options: &ApiOptions) -> Result<Client, ClientError> {
             (Ok(config), None) => {
                 warn!(
                     server = %config.cluster_url,
-                    "the API server is asked through its Service, which this agent serves: a node without tables cannot \
-                     fetch them so; name the servers themselves with --api-servers, or in a kubeconfig"
+                    "the API server is asked where the pod's environment says (KUBERNETES_SERVICE_HOST); if that is its \
+                     ClusterIP, which this agent is to serve, a node without tables cannot fetch them: name the servers \
+                     themselves with --api-servers, or in a kubeconfig"
                 );
                 config
             }
