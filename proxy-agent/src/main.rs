@@ -94,10 +94,13 @@ fn write_config(configuration: &Configuration, path: &Path) -> anyhow::Result<()
 fn clean_up(bpffs: &Path) -> anyhow::Result<()> {
     let removed = datapath::cleanup(bpffs)?;
     let pins = bpffs.display();
-    if removed == datapath::Removed::default() {
+    if removed.layouts == 0 {
         tracing::info!(%pins, "nothing of Sluice is here");
-    } else {
-        tracing::info!(%pins, links = removed.links, "programs are detached and tables removed; nothing of Sluice is left");
+        return Ok(());
+    }
+    tracing::info!(%pins, links = removed.links, "programs are detached, and tables removed");
+    if let Some(reason) = removed.unseen {
+        tracing::warn!(reason, "could not see whether the kernel has freed all links");
     }
     Ok(())
 }

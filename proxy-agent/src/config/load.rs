@@ -161,7 +161,7 @@ impl Loading {
     /// The API servers to ask, if somebody says which.
     fn api_servers(&mut self, args: &RunArgs, own: &SluiceOptions) -> Vec<Uri> {
         let master = args.master.as_ref().filter(|master| !master.is_empty());
-        let servers = own.api_servers.as_deref().unwrap_or_default();
+        let servers: Vec<_> = own.api_servers.iter().flatten().filter(|server| !server.is_empty()).collect();
         let kubeconfig = args.kube_proxy.paths().any(|path| path == "clientConnection.kubeconfig");
         if own.manifests.is_some() {
             let flags = [
@@ -185,7 +185,7 @@ impl Loading {
             ));
         }
         let named = master.map(|master| ("--master", master));
-        let all = named.into_iter().chain(servers.iter().map(|server| ("--api-servers", server)));
+        let all = named.into_iter().chain(servers.into_iter().map(|server| ("--api-servers", server)));
         let mut parsed = Vec::new();
         for (flag, text) in all {
             match text.parse::<Uri>() {

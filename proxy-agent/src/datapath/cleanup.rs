@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::programs::{
-    links::{FdLink, PinnedLink},
+    links::{FdLink, LinkError, PinnedLink},
     loaded_links,
 };
 
@@ -40,12 +40,15 @@ pub enum CleanupError {
 }
 
 /// What was removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// How many layouts of tables there were.
     pub layouts: usize,
     /// How many links there were.
     pub links: usize,
+    /// Why it could not be seen that the kernel has none of the links any more, if so. Looking takes more capabilities
+    /// than detaching.
+    pub unseen: Option<String>,
 }
 
 /// Detaches every program that was pinned below `bpffs`, by whatever version, removes its tables, and waits until the
@@ -65,7 +68,14 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, CleanupError> {
     layouts.extend(own.root().exists().then_some(own));
     let mut links = BTreeSet::new();
     for pins in &layouts {
-        links.extend(link_ids(pins)?);
+        for pin in pins.link_pins()? {
+            match link_id(&pin) {
+                Ok(id) => {
+                    links.insert(id);
+                }
+                Err(error) => removed.unseen = Some(format!("{}: {}", pin.display(), crate::report(&error))),
+            }
+        }
         removed.links += pins.remove()?;
         removed.layouts += 1;
     }
@@ -80,33 +90,44 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, CleanupError> {
             return Err(CleanupError::Directory { action, path: bpffs.to_owned(), source });
         }
     }
-    expect_gone(links)?;
+    match expect_gone(&links)? {
+        Ok(()) => {}
+        Err(error) => removed.unseen = Some(crate::report(&error)),
+    }
     Ok(removed)
 }
 
-/// The kernel's ids of the pinned links.
-fn link_ids(pins: &Pins) -> Result<BTreeSet<u32>, PinError> {
-    let id = |path: PathBuf| {
-        let link = PinnedLink::from_pin(path).ok().map(FdLink::from)?;
-        Some(link.info().ok()?.id())
-    };
-    Ok(pins.link_pins()?.into_iter().filter_map(id).collect())
+/// The kernel's id of a pinned link.
+fn link_id(pin: &Path) -> Result<u32, LinkError> {
+    Ok(FdLink::from(PinnedLink::from_pin(pin)?).info()?.id())
 }
 
-/// The kernel frees links a moment after the last reference to them is gone (`bpf_link_put`).
-fn expect_gone(links: BTreeSet<u32>) -> Result<(), CleanupError> {
+/// The kernel frees links a moment after the last reference to them is gone (`bpf_link_put`). Fails if it does not; the
+/// inner result is an error if the kernel does not let this process look (`CAP_SYS_ADMIN`).
+fn expect_gone(links: &BTreeSet<u32>) -> Result<Result<(), LinkError>, CleanupError> {
     let deadline = Instant::now() + PATIENCE;
-    loop {
-        let held: Vec<_> =
-            loaded_links().flatten().map(|link| link.id()).filter(|id| links.contains(id)).collect();
+    while !links.is_empty() {
+        let all: Vec<u32> = match loaded_links().map(|link| Ok(link?.id())).collect() {
+            Ok(all) => all,
+            // One of them went while they were counted.
+            Err(error) if is_absence(&error) && Instant::now() < deadline => continue,
+            Err(error) => return Ok(Err(error)),
+        };
+        let held: Vec<_> = all.into_iter().filter(|id| links.contains(id)).collect();
         if held.is_empty() {
-            return Ok(());
+            break;
         }
         if Instant::now() >= deadline {
             return Err(CleanupError::Held(held));
         }
         thread::sleep(PAUSE);
     }
+    Ok(Ok(()))
+}
+
+fn is_absence(error: &LinkError) -> bool {
+    let LinkError::SyscallError(error) = error else { return false };
+    error.io_error.kind() == io::ErrorKind::NotFound
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
