@@ -48,30 +48,33 @@ impl ConfigFile {
 
     /// Reads the first document, which is all that kube-proxy reads.
     pub(super) fn first<T: DeserializeOwned>(&self, wanted: Type) -> Result<Decoded<T>, ConfigError> {
-        let (document, oddities) = self.documents()?.into_iter().next().ok_or_else(|| self.lacks(wanted))?;
+        let (document, oddities) = self.documents().next().ok_or_else(|| self.lacks(wanted))??;
         self.decode(&document, oddities, wanted)
     }
 
     /// Reads the document of this type, whatever stands before and after it.
     pub(super) fn only<T: DeserializeOwned>(&self, wanted: Type) -> Result<Decoded<T>, ConfigError> {
-        let documents = self.documents()?;
-        let found = documents.into_iter().find(|(document, _)| says(&document.value, wanted));
-        let (document, oddities) = found.ok_or_else(|| self.lacks(wanted))?;
-        self.decode(&document, oddities, wanted)
+        for document in self.documents() {
+            let (document, oddities) = document?;
+            if says(&document.value, wanted) {
+                return self.decode(&document, oddities, wanted);
+            }
+        }
+        Err(self.lacks(wanted))
     }
 
-    /// How many documents there are.
+    /// How many documents there are, whether or not they can be read.
     pub(super) fn count(&self) -> usize {
-        self.documents().map_or(0, |documents| documents.len())
+        self.documents().count()
     }
 
     /// Where a field of the first document is, or what it would be part of.
     pub(super) fn position(&self, path: &[Step]) -> Option<Position> {
-        self.documents().ok()?.first()?.0.position(path)
+        self.documents().next()?.ok()?.0.position(path)
     }
 
     /// Each document, with what is odd about how it is written.
-    fn documents(&self) -> Result<Vec<(Document<'_>, Vec<String>)>, ConfigError> {
+    fn documents(&self) -> impl Iterator<Item = Result<(Document<'_>, Vec<String>), ConfigError>> {
         let strict = documents(Format::Yaml, &self.text, Repeated::Refused);
         let lenient = documents(Format::Yaml, &self.text, Repeated::Last);
         let read = strict.into_iter().zip(lenient).map(|documents| match documents {
@@ -80,8 +83,8 @@ impl ConfigFile {
             (Err(fault), Ok(lenient)) => Ok((lenient, vec![placed(fault.position, &fault.cause)])),
             (Err(fault), Err(_)) => Err(ConfigError::malformed(&self.path, fault.position, fault.cause)),
         });
+        // Between markers there may be comments alone.
         read.filter(|document| !document.as_ref().is_ok_and(|(document, _)| document.value.is_null()))
-            .collect()
     }
 
     fn decode<T: DeserializeOwned>(

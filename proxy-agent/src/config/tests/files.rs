@@ -46,6 +46,17 @@ fn the_same_is_said_by_flags() {
 }
 
 #[test]
+fn only_the_first_document_counts() {
+    let text = format!("# kube-proxy's\n---\n{}---\nwhatever: [\n", with_head("clusterCIDR: 10.0.0.0/8\n"));
+    let loaded = load_file(&text, &[]).unwrap();
+    assert_eq!(loaded.kube_proxy.cluster_cidr, "10.0.0.0/8");
+    assert_eq!(
+        warnings(&loaded),
+        ["FILE: only the first document is read, as by kube-proxy; 1 more are there"]
+    );
+}
+
+#[test]
 fn json_is_read_as_well() {
     let yaml =
         load_file(&with_head("clusterCIDR: 10.0.0.0/8\niptables: {masqueradeAll: true}\n"), &[]).unwrap();
