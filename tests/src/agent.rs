@@ -217,6 +217,20 @@ impl Agent {
         ended
     }
 
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// If it was not running, or does not end.
+    pub fn wait_until_ended(&mut self) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("a running agent")?;
+        let ended = wait_until("the agent ends", || Ok(child.try_wait()?));
+        if ended.is_err() {
+            self.child = Some(child);
+        }
+        ended
+    }
+
     /// Everything it has logged, over all its lives.
     ///
     /// # Errors

@@ -16,8 +16,10 @@ mod api {
     mod cluster;
     mod deploy;
     mod events;
+    mod failover;
     mod faults;
     mod follow;
+    mod gate;
     mod log;
     mod pods;
     mod real;
