@@ -66,9 +66,10 @@ pub struct SluiceOptions {
     #[serde(rename = "serveExternalIPs", skip_serializing_if = "Option::is_none")]
     pub serve_external_ips: Option<bool>,
     /// Processes that get their backend when they connect or send, rather than when their packets pass. `host-only`: the
-    /// node's own, which reach services in no other way. `on`: TCP connections of pods as well, whose packets then do
-    /// not show the service's address, which meshes and VM runtimes may need. `auto`: as `host-only`, or nobody where
-    /// there is no cgroup2. `off`: nobody [default: auto]
+    /// node's own, which reach services in no other way. `auto`: as well the TCP connections of pods that are known not to
+    /// need the service's address on their packets, as service meshes and virtual machines do; or nobody where there is
+    /// no cgroup2. `on`: the TCP connections of all pods. `off`: nobody. A pod chooses for itself by the label
+    /// `sluice.io/socket-lb`: `off` under `auto` and `on`, `on` under `auto` [default: auto]
     #[arg(long, value_name = "MODE", value_enum, help_heading = "Sockets")]
     #[serde(rename = "socketLB", skip_serializing_if = "Option::is_none")]
     pub socket_lb: Option<SocketLb>,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
-use proxy_agent::datapath::{ArrayTable, HashTable, Pins, pinned_hooks, pinned_socket_hooks};
+use proxy_agent::datapath::{ArrayTable, HashTable, Pins, SocketHook, pinned_hooks, socket_hooks};
 use proxy_common::{
     flow::FlowState,
     tables::{Flows, Settings},
@@ -28,7 +28,10 @@ fn programs(agent: &Agent) -> Result<BTreeSet<u32>> {
     agent.namespace().run(|| {
         let pins = Pins::new(agent.bpffs());
         let devices = pinned_hooks(&pins)?.into_iter().filter_map(|hook| hook.program_id);
-        let sockets = pinned_socket_hooks(&pins).into_iter().filter_map(|hook| hook.program_id);
+        let sockets = socket_hooks(&pins).into_iter().filter_map(|(_, hook)| match hook {
+            SocketHook::Attached { program, .. } => Some(program),
+            _ => None,
+        });
         Ok(devices.chain(sockets).collect())
     })
 }

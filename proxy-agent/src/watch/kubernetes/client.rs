@@ -23,7 +23,7 @@ use kube::{
     client::{Body, ConfigExt, middleware::BaseUriLayer},
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tower::{BoxError, Layer as _, Service, ServiceBuilder, ServiceExt as _, service_fn};
+use tower::{BoxError, Layer as _, Service, ServiceBuilder, service_fn};
 use tracing::{info, warn};
 
 use super::{
