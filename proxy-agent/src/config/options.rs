@@ -170,6 +170,7 @@ mod tests {
             options.model,
             proxy_model::Options {
                 detect_local: DetectLocal::ClusterCidr(Vec::new()),
+                follow_pods: true,
                 ..proxy_model::Options::on_node("node")
             }
         );
