@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
     ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
@@ -73,6 +73,7 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<Addresses>(),
             describe::<SourceRanges>(),
             describe::<Devices>(),
+            describe::<Pods>(),
             describe::<Fragments>(),
             describe::<ServiceDrops>(),
             describe::<Settings>(),
