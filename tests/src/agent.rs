@@ -341,6 +341,10 @@ impl Drop for Agent {
             // It may have ended by itself; either way nobody needs it any more.
             drop(child.kill().and_then(|()| child.wait()));
         }
+        // Pinned links outlive it, and a cgroup takes 64 programs of a kind: those of agents that have gone must not count.
+        if let Ok(sandbox) = Sandbox::shared() {
+            drop(fs::remove_dir_all(sandbox.view(&self.pins)));
+        }
     }
 }
 
