@@ -30,6 +30,15 @@ pub(crate) enum Life {
     OneRequest,
 }
 
+impl Life {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::KeepAlive => "Requests over connections that stay",
+            Self::OneRequest => "Requests with a connection each",
+        }
+    }
+}
+
 /// What is to be measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {

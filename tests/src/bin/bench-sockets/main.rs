@@ -5,6 +5,7 @@
 //! compared round by round. Client, server and both nodes share one CPU, which is never idle: a rate is the inverse of all
 //! that a request costs, wherever it is spent.
 
+mod caller;
 mod calls;
 mod client;
 mod message;
@@ -51,7 +52,7 @@ struct Args {
     /// Calls of each kind for each figure of a round
     #[arg(long, value_name = "N", default_value_t = 6_400, value_parser = clap::value_parser!(u32).range(64..))]
     calls: u32,
-    /// Other services that the last column of the table of calls has beside its own
+    /// Other services among which calls to a service are made again
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=15_000))]
     others: u32,
 }

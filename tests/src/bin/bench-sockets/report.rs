@@ -3,13 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::{
-    calls::{self, Call},
-    client::Life,
-    requests,
-    scene::{Client, Place, Way},
-    summary::Summary,
-};
+use crate::{calls, client::Life, requests, scene::Way, summary::Summary};
 
 /// What was measured, and on what.
 #[derive(Debug, Serialize)]
@@ -47,16 +41,24 @@ impl Report {
             format!(
                 "Linux {kernel}, {cpu}; {family}. Medians of {rounds} rounds, ± half the distance between quartiles.\n\
                  For each figure of a round {milliseconds} ms of requests, {connections} connections at a time, or \
-                 {calls_each} calls."
+                 {calls_each} calls.\nOf the one CPU that all share, requests had {:.0} %.",
+                self.cpu_had().map_or(f64::NAN, percent)
             ),
-            heading("Requests over connections that stay"),
+            heading(Life::KeepAlive.as_str()),
             self.requests_table(preset, Life::KeepAlive),
-            heading("Requests with a connection each"),
+            heading(Life::OneRequest.as_str()),
             self.requests_table(preset, Life::OneRequest),
             heading("Nanoseconds per call"),
             self.calls_table(preset, *others),
         ];
         parts.join("\n\n")
+    }
+
+    /// How much of the CPU the benchmark had to itself while it asked: if that is much less than all, the rates are those
+    /// of whoever had the rest.
+    fn cpu_had(&self) -> Option<f64> {
+        let shares = self.requests.iter().map(|row| row.rate.median * row.cpu.median / 1e6);
+        Summary::of(shares.collect()).map(|share| share.median)
     }
 
     fn requests_table(&self, preset: &str, life: Life) -> String {
@@ -76,9 +78,9 @@ impl Report {
         for row in self.requests.iter().filter(|row| row.life == life) {
             let beside_direct = |text: String| if row.way == Way::Direct { String::new() } else { text };
             table.add_row([
-                client(row.client).to_owned(),
-                place(row.place).to_owned(),
-                way(row.way).to_owned(),
+                row.client.as_str().to_owned(),
+                row.place.as_str().to_owned(),
+                row.way.as_str().to_owned(),
                 spread(row.rate, 0),
                 beside_direct(spread(row.share.map(percent), 1)),
                 row.target.map(percent).map_or_else(String::new, |target| format!("{target:.0}")),
@@ -117,7 +119,9 @@ impl Report {
             ];
             let figures =
                 figures.into_iter().map(|figure| figure.map_or_else(String::new, |it| spread(it, 0)));
-            table.add_row([client(row.client), call(row.call)].map(str::to_owned).into_iter().chain(figures));
+            table.add_row(
+                [row.client.as_str(), row.call.as_str()].map(str::to_owned).into_iter().chain(figures),
+            );
         }
         finished(table, 2)
     }
@@ -137,36 +141,54 @@ fn spread(Summary { median, low, high }: Summary, digits: usize) -> String {
     format!("{median:.digits$} ±{:.digits$}", (high - low) / 2.0)
 }
 
-fn client(client: Client) -> &'static str {
-    match client {
-        Client::Host => "the node",
-        Client::Pod => "a pod",
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scene::{Client, Place};
 
-fn place(place: Place) -> &'static str {
-    match place {
-        Place::SameNode => "the same node",
-        Place::OtherNode => "the other node",
-    }
-}
-
-fn way(way: Way) -> &'static str {
-    match way {
-        Way::Direct => "direct",
-        Way::DirectWithHooks => "direct, with hooks",
-        Way::Socket => "by socket",
-        Way::Packet => "by packet",
-    }
-}
-
-fn call(call: Call) -> &'static str {
-    match call {
-        Call::UdpConnectAgain => "UDP connect, same socket",
-        Call::UdpConnect => "UDP connect, new socket",
-        Call::UdpSend => "UDP sendto",
-        Call::UdpReceive => "UDP recvfrom",
-        Call::TcpConnect => "TCP connect, handshake",
-        Call::PeerName => "TCP getpeername",
+    #[test]
+    fn markdown_is_tables_and_text_is_none() {
+        let near = |figure: f64| Summary { median: figure, low: figure * 0.9, high: figure * 1.1 };
+        let row = requests::Row {
+            life: Life::KeepAlive,
+            client: Client::Pod,
+            place: Place::SameNode,
+            way: Way::Socket,
+            rate: near(50_000.0),
+            cpu: near(20.0),
+            share: near(1.0),
+            cpu_share: near(1.0),
+            target: Some(0.98),
+            p50: near(250.0),
+            p99: near(400.0),
+        };
+        let report = Report {
+            kernel: "6.18".to_owned(),
+            cpu: "a CPU".to_owned(),
+            family: "IPv4".to_owned(),
+            rounds: 3,
+            milliseconds: 500,
+            connections: 16,
+            calls_each: 64,
+            others: 10,
+            requests: vec![row],
+            calls: Vec::new(),
+        };
+        let markdown = report.markdown();
+        let cells = markdown.lines().find(|line| line.contains("by socket")).unwrap();
+        let cells: Vec<_> = cells.split('|').map(str::trim).collect();
+        let expected = [
+            "a pod",
+            "the same node",
+            "by socket",
+            "50000 ±5000",
+            "100.0 ±10.0",
+            "98",
+            "20.0 ±2.0",
+            "0.0 ±10.0",
+        ];
+        assert_eq!(cells[1..9], expected);
+        assert!(markdown.contains("requests had 100 %"), "{markdown}");
+        assert!(!report.text().contains('|'), "{}", report.text());
     }
 }

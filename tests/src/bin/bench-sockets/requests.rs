@@ -21,7 +21,8 @@ pub(crate) struct Row {
     pub(crate) way: Way,
     /// Requests per second.
     pub(crate) rate: Summary,
-    /// Microseconds of CPU time per request, of client and server with what the kernel does for them.
+    /// Microseconds of CPU time per request, of client and server, with what the kernel does for them at once. (It does
+    /// so on their time, unless it accounts interrupts apart: `CONFIG_IRQ_TIME_ACCOUNTING`.)
     pub(crate) cpu: Summary,
     /// The rate as a share of the direct way's.
     pub(crate) share: Summary,
@@ -47,12 +48,7 @@ pub(crate) fn measure(scene: &Scene, args: &Args, progress: Progress) -> Result<
     }
     for round in 0..args.rounds {
         for group in &mut groups {
-            let Group { life, client, place, .. } = group;
-            progress.show(&format!(
-                "round {} of {}: {life:?}, {client:?}, {place:?}",
-                round + 1,
-                args.rounds
-            ));
+            progress.show(&format!("round {} of {}: {}", round + 1, args.rounds, group.name()));
             group.measure(scene, args, round)?;
         }
     }
@@ -78,11 +74,16 @@ impl Group {
         Self { life, client, place, arms }
     }
 
+    fn name(&self) -> String {
+        let [life, client, place] = [self.life.as_str(), self.client.as_str(), self.place.as_str()];
+        format!("{life}, from {client} to a pod on {place}")
+    }
+
     fn measure(&mut self, scene: &Scene, args: &Args, round: u32) -> Result<()> {
         for at in rotated(self.arms.len(), round) {
-            let (way, samples) = &mut self.arms[at];
-            let stand = scene.stand(self.client, self.place, *way);
-            let before = scene.traffic()?;
+            let way = self.arms[at].0;
+            let stand = scene.stand(self.client, self.place, way);
+            let before = scene.traffic(way)?;
             let sample = stand
                 .run(|to| {
                     client::run(Load {
@@ -92,21 +93,23 @@ impl Group {
                         duration: Duration::from_millis(args.duration.into()),
                     })
                 })
-                .with_context(|| format!("{:?}, {:?}, {:?}, {way:?}", self.life, self.client, self.place))?;
-            let after = scene.traffic()?;
+                .with_context(|| format!("{}, {}", self.name(), way.as_str()))?;
+            let after = scene.traffic(way)?;
             let (connections, packets) =
                 (after.connections - before.connections, after.packets - before.packets);
             let is_right = match way {
                 Way::Direct | Way::DirectWithHooks => connections == 0 && packets == 0,
-                Way::Socket => connections == sample.opened && packets == 0,
+                Way::Socket | Way::SocketAmongOthers => connections == sample.opened && packets == 0,
                 Way::Packet => connections == sample.opened && packets > connections,
             };
             ensure!(
                 is_right,
-                "{way:?}: {} connections were opened; the service has {connections} more, and {packets} packets",
+                "{}, {}: {} connections were opened; services have {connections} more, and {packets} packets",
+                self.name(),
+                way.as_str(),
                 sample.opened
             );
-            samples.push(sample);
+            self.arms[at].1.push(sample);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use proxy_agent::datapath::{HashTable, PerCpuTable, Pins, SocketHook, SocketProgram, socket_hooks};
 use proxy_common::{
     counters::ServiceCounters,
@@ -14,7 +14,7 @@ use sluice_tests::{
     deployment::Deployment,
     netns::Namespace,
     service::{Service, TARGET_PORT},
-    topology::{Cluster, Family, Pod},
+    topology::{Cluster, Family, Node, Pod},
 };
 
 use crate::{server, time};
@@ -29,6 +29,15 @@ pub(crate) enum Client {
     Pod,
 }
 
+impl Client {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "the node",
+            Self::Pod => "a pod",
+        }
+    }
+}
+
 /// Where the backend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,6 +46,15 @@ pub(crate) enum Place {
     SameNode,
     /// On the other node.
     OtherNode,
+}
+
+impl Place {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::SameNode => "the same node",
+            Self::OtherNode => "the other node",
+        }
+    }
 }
 
 /// How a client gets to a backend.
@@ -49,28 +67,57 @@ pub(crate) enum Way {
     DirectWithHooks,
     /// It names the service, from a cgroup with programs.
     Socket,
+    /// The same on the other node, which may have many other services.
+    SocketAmongOthers,
     /// It names the service, from a cgroup without programs.
     Packet,
 }
 
-/// The scene. Fields are dropped in order: agents before their nodes and the cgroup.
+impl Way {
+    /// The clients' node, from 0.
+    const fn node(self) -> usize {
+        match self {
+            Self::Direct | Self::DirectWithHooks | Self::Socket | Self::Packet => 0,
+            Self::SocketAmongOthers => 1,
+        }
+    }
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::DirectWithHooks => "direct, with hooks",
+            Self::Socket => "by socket",
+            Self::SocketAmongOthers => "by socket, among others",
+            Self::Packet => "by packet",
+        }
+    }
+}
+
+/// A node's clients, and a pod that they can reach.
 #[derive(Debug)]
-pub(crate) struct Scene {
-    agents: Deployment,
-    cluster: Cluster,
+struct Side {
+    /// What its agent serves at sockets, whether they are the node's own or its pods'.
     served: Threads,
-    /// What is measured stays here.
-    pub(crate) cpu: usize,
-    pub(crate) family: Family,
     /// Named directly and by socket.
     client: Pod,
     /// What has been translated by packets is remembered for minutes by source and destination, and a direct connection
     /// between the same two ports would be taken for it. So whoever needs packets translated has its own address.
     packet_client: Pod,
-    near: (Pod, Service),
-    far: (Pod, Service),
-    /// A pod without server: what answers there is the benchmark itself.
+    /// With a server.
+    echo: (Pod, Service),
+    /// Without: what answers there is the benchmark itself.
     quiet: (Pod, Service),
+}
+
+/// The scene. Fields are dropped in order: agents before what they serve.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    agents: Deployment,
+    cluster: Cluster,
+    sides: Vec<Side>,
+    /// What is measured stays here.
+    cpu: usize,
+    pub(crate) family: Family,
 }
 
 /// A client, a way and an end: all that a measurement needs to know.
@@ -95,67 +142,68 @@ impl Stand<'_> {
 
 impl Scene {
     pub(crate) fn build(family: Family) -> Result<Self> {
-        let served = Threads::create("served").context("a cgroup to serve the sockets of")?;
         let cluster = Cluster::new(2)?;
-        // The clients' node serves sockets of all kinds below that cgroup. The other one has no clients.
-        let agents = Deployment::start_each(&cluster, |node| match node.number {
-            1 => {
-                vec!["--socket-lb=on".to_owned(), format!("--cgroup={}", served.path().display())]
-            }
-            _ => vec!["--socket-lb=off".to_owned()],
+        let cgroups: Vec<_> =
+            cluster.nodes.iter().map(|node| Threads::create(&node.name)).collect::<Result<_>>()?;
+        // Each agent serves sockets in its own cgroup, so that none is served twice.
+        let agents = Deployment::start_each(&cluster, |node| {
+            let cgroup = cgroups.get(usize::from(node.number) - 1);
+            let flag = cgroup.map(|cgroup| format!("--cgroup={}", cgroup.path().display()));
+            flag.into_iter().chain(["--socket-lb=on".to_owned()]).collect()
         })?;
-        let [here, there] = cluster.nodes.as_slice() else { unreachable!("a cluster of two") };
         let cpu = time::cpu()?;
-        let backend = |name: &str, node: &sluice_tests::topology::Node, vip| -> Result<(Pod, Service)> {
-            let pod = node.add_pod(name)?;
-            let service = Service::new(name, vip).with(&pod);
-            Ok((pod, service))
-        };
-        let (near, far) = (backend("near", here, 1)?, backend("far", there, 2)?);
-        let quiet = backend("quiet", here, 3)?;
-        let (client, packet_client) = (here.add_pod("client")?, here.add_pod("packet-client")?);
-        for (pod, _) in [&near, &far] {
-            server::start(&pod.machine, pod.machine.addresses.at(TARGET_PORT).of(family), cpu)?;
-        }
-        for (_, service) in [&near, &far, &quiet] {
-            agents.publish(service)?;
+        let mut sides = Vec::new();
+        for (node, served) in cluster.nodes.iter().zip(cgroups) {
+            let side = Side::build(node, served)?;
+            let (echo, _) = &side.echo;
+            server::start(&echo.machine, echo.machine.addresses.at(TARGET_PORT).of(family), cpu)?;
+            for (_, service) in [&side.echo, &side.quiet] {
+                agents.publish(service)?;
+            }
+            sides.push(side);
         }
         agents.settle()?;
-        Ok(Self { agents, cluster, served, cpu, family, client, packet_client, near, far, quiet })
+        Ok(Self { agents, cluster, sides, cpu, family })
     }
 
     /// From a client to a server.
     pub(crate) fn stand(&self, client: Client, place: Place, way: Way) -> Stand<'_> {
-        self.towards(client, if place == Place::SameNode { &self.near } else { &self.far }, way)
+        let own = way.node();
+        let place = match place {
+            Place::SameNode => own,
+            Place::OtherNode => 1 - own,
+        };
+        self.towards(client, &self.sides[place].echo, way)
     }
 
-    /// From a client to the pod without server.
+    /// From a client to the pod without server on its node.
     pub(crate) fn quiet_stand(&self, client: Client, way: Way) -> Stand<'_> {
-        self.towards(client, &self.quiet, way)
+        self.towards(client, &self.sides[way.node()].quiet, way)
     }
 
     fn towards(&self, client: Client, (pod, service): &(Pod, Service), way: Way) -> Stand<'_> {
-        let direct = pod.machine.addresses.at(TARGET_PORT).of(self.family);
-        let to = match way {
-            Way::Direct | Way::DirectWithHooks => direct,
-            Way::Socket | Way::Packet => service.frontend(self.family),
-        };
+        let side = &self.sides[way.node()];
         let namespace = match (client, way) {
-            (Client::Host, _) => &self.cluster.nodes[0].namespace,
-            (Client::Pod, Way::Packet) => &self.packet_client.machine.namespace,
-            (Client::Pod, _) => &self.client.machine.namespace,
+            (Client::Host, _) => &self.cluster.nodes[way.node()].namespace,
+            (Client::Pod, Way::Packet) => &side.packet_client.machine.namespace,
+            (Client::Pod, _) => &side.client.machine.namespace,
         };
-        let has_hooks = matches!(way, Way::DirectWithHooks | Way::Socket);
-        Stand { namespace, cgroup: has_hooks.then_some(&self.served), cpu: self.cpu, to }
+        let (to, has_hooks) = match way {
+            Way::Direct => (server_end(pod, self.family), false),
+            Way::DirectWithHooks => (server_end(pod, self.family), true),
+            Way::Socket | Way::SocketAmongOthers => (service.frontend(self.family), true),
+            Way::Packet => (service.frontend(self.family), false),
+        };
+        Stand { namespace, cgroup: has_hooks.then_some(&side.served), cpu: self.cpu, to }
     }
 
-    /// Where the pod without server is.
-    pub(crate) fn quiet_backend(&self) -> (&Namespace, SocketAddr) {
-        let machine = &self.quiet.0.machine;
-        (&machine.namespace, machine.addresses.at(TARGET_PORT).of(self.family))
+    /// Where the pod without server is that clients find on this way.
+    pub(crate) fn quiet_backend(&self, way: Way) -> (&Namespace, SocketAddr) {
+        let (pod, _) = &self.sides[way.node()].quiet;
+        (&pod.machine.namespace, server_end(pod, self.family))
     }
 
-    /// Has the clients' node serve so many more services, of one endpoint each.
+    /// Has the node of [`Way::SocketAmongOthers`] serve so many more services, of one endpoint each.
     pub(crate) fn add_others(&self, count: u32) -> Result<()> {
         let mut text = String::new();
         for number in 0..count {
@@ -175,17 +223,18 @@ impl Scene {
                  endpoints: [{{addresses: ['{pod}']}}], ports: [{{port: 8080}}]}}"
             )?;
         }
-        let agent = &self.agents.agents[0];
-        agent.manifests.write_text("others.yaml", &text)?;
+        let way = Way::SocketAmongOthers;
+        self.agents.agents[way.node()].manifests.write_text("others.yaml", &text)?;
         self.agents.settle()?;
-        let served = self.in_sandbox(|pins| Ok(HashTable::<ServiceNames>::open(pins)?.entries().count()))?;
+        let names = |pins: &Pins| Ok(HashTable::<ServiceNames>::open(pins)?.entries().count());
+        let served = self.in_sandbox(way, names)?;
         ensure!(served >= usize::try_from(count)?, "{served} services are served, not {count} more");
         Ok(())
     }
 
     /// What the clients' node has counted so far, of all services.
-    pub(crate) fn traffic(&self) -> Result<ServiceCounters> {
-        self.in_sandbox(|pins| {
+    pub(crate) fn traffic(&self, way: Way) -> Result<ServiceCounters> {
+        self.in_sandbox(way, |pins| {
             let table = PerCpuTable::<ServiceTraffic>::open(pins)?;
             let mut sum = ServiceCounters::default();
             for entry in HashTable::<ServiceNames>::open(pins)?.entries() {
@@ -197,8 +246,8 @@ impl Scene {
     }
 
     /// The kernel's ids of the programs that are attached to the cgroup, by name.
-    pub(crate) fn hooks(&self) -> Result<Vec<(&'static str, u32)>> {
-        self.in_sandbox(|pins| {
+    pub(crate) fn hooks(&self, way: Way) -> Result<Vec<(&'static str, u32)>> {
+        self.in_sandbox(way, |pins| {
             let attached = |(program, hook): (SocketProgram, SocketHook)| match hook {
                 SocketHook::Attached { program: id, .. } => Some((program.name(), id)),
                 _ => None,
@@ -207,9 +256,32 @@ impl Scene {
         })
     }
 
-    fn in_sandbox<T: Send>(&self, work: impl FnOnce(&Pins) -> Result<T> + Send) -> Result<T> {
-        let agent = &self.agents.agents[0];
+    fn in_sandbox<T: Send>(&self, way: Way, work: impl FnOnce(&Pins) -> Result<T> + Send) -> Result<T> {
+        let agent = &self.agents.agents[way.node()];
         let path: PathBuf = agent.bpffs().to_owned();
         agent.namespace().run(move || work(&Pins::new(&path)))
     }
+}
+
+impl Side {
+    fn build(node: &Node, served: Threads) -> Result<Self> {
+        let backend = |name: &str, vip| -> Result<(Pod, Service)> {
+            let name = format!("{name}-{}", node.number);
+            let pod = node.add_pod(&name)?;
+            let service = Service::new(&name, vip).with(&pod);
+            Ok((pod, service))
+        };
+        Ok(Self {
+            served,
+            client: node.add_pod("client")?,
+            packet_client: node.add_pod("packet-client")?,
+            echo: backend("echo", 2 * node.number)?,
+            quiet: backend("quiet", 2 * node.number + 1)?,
+        })
+    }
+}
+
+/// Where a pod answers.
+fn server_end(pod: &Pod, family: Family) -> SocketAddr {
+    pod.machine.addresses.at(TARGET_PORT).of(family)
 }
