@@ -35,7 +35,7 @@ pub struct SluiceOptions {
     pub manifests: Option<PathBuf>,
     /// Directory on a BPF file system for maps and links; one per node, if several share a kernel [default:
     /// /sys/fs/bpf/sluice]
-    #[arg(long, value_name = "DIR", help_heading = "Node and clients")]
+    #[arg(long, value_name = "DIR", env = "SLUICE_BPFFS", help_heading = "Node and clients")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bpffs: Option<PathBuf>,
     /// Devices behind which are clients that everybody reaches through this node alone, such as pods and virtual
