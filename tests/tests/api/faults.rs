@@ -292,7 +292,13 @@ async fn a_view_is_as_old_as_what_the_server_said_last() {
     watched(&server).await;
     let age = |kind: &KindMetrics| kind.age(Instant::now()).unwrap();
     let kinds = [&follower.metrics.services, &follower.metrics.slices, &follower.metrics.nodes];
-    assert_eq!(kinds.map(|kind| (kind.lists.get(), kind.watches.get(), kind.failures.get())), [(1, 1, 0); 3]);
+    let counts = || kinds.map(|kind| (kind.lists.get(), kind.watches.get(), kind.failures.get()));
+    // The server knows of a watch before the client has heard that it began.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while counts() != [(1, 1, 0); 3] {
+        assert!(Instant::now() < deadline, "{:?}", counts());
+        tokio::task::yield_now().await;
+    }
     // A bookmark confirms what an event of another kind does not.
     let before = Instant::now();
     server.apply(&service(0, 81));
