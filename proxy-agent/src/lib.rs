@@ -10,14 +10,16 @@
 
 pub mod cgroup;
 pub mod cli;
+pub mod config;
 pub mod datapath;
 pub mod devices;
 pub mod diag;
+mod directory;
+mod document;
 pub mod events;
 pub mod health;
 pub mod http;
 pub mod metrics;
-pub mod options;
 pub mod ports;
 mod random;
 pub mod run;

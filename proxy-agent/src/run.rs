@@ -45,7 +45,7 @@ use crate::{
     ports::PortRange,
 };
 
-pub use self::{sockets::NamespaceError, telling::Outlets};
+pub use self::{settings::ConntrackTimeouts, sockets::NamespaceError, telling::Outlets};
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -69,6 +69,8 @@ pub struct Options {
     pub sockets: SocketOptions,
     /// How long after an audit of the tables the next one begins.
     pub audit_interval: Duration,
+    /// How long flows may be silent.
+    pub timeouts: ConntrackTimeouts,
 }
 
 /// Who is served at sockets.
@@ -154,6 +156,15 @@ pub async fn run(
     Ok(())
 }
 
+/// Does what needs no object and attaches nothing: sees whether the kernel takes every program, and makes the tables
+/// (LIFE-10). What an earlier run has left serves on.
+pub fn prepare(options: &Options) -> Result<(), RunError> {
+    let pins = Pins::new(&options.bpffs);
+    datapath::load(&pins)?.load_all()?;
+    info!(pins = %pins.root().display(), "the kernel takes all programs, and the tables are there; nothing was attached");
+    Ok(())
+}
+
 /// Completes at that time, or never if there is none.
 async fn reached(time: Option<Instant>) {
     match time {
@@ -191,7 +202,7 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options, outlets: Outlets) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets, audit_interval } = options;
+        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts } = options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
         let mut datapath = datapath::load(&pins)?;
@@ -206,11 +217,8 @@ impl Agent {
             frontends = restored.frontends.len(),
             "datapath loaded; frontends found from an earlier run go on serving"
         );
-        if model.detect_local == DetectLocal::ClusterCidr(Vec::new()) {
-            info!("without --cluster-cidr, clients are not told to be pods by their address");
-        }
         Ok(Self {
-            settings: Settings::start(&pins, node_ports)?,
+            settings: Settings::start(&pins, node_ports, timeouts)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,

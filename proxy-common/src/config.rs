@@ -36,7 +36,7 @@ impl NodeSettings {
     #[must_use]
     pub const fn new(hz: u32) -> Self {
         Self {
-            timeouts: Timeouts::kube_proxy(hz),
+            timeouts: Timeouts::new(hz, &TimeoutSettings::DEFAULT),
             ticks_per_second: hz,
             pod_networks: [Network::NONE; 2],
             source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
@@ -259,26 +259,53 @@ pub struct Timeouts {
 const SLOTS: usize = 16;
 const _: () = assert!(FlowState::COUNT <= SLOTS);
 
+/// The timeouts that an administrator can set, in seconds. The others are conntrack's defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutSettings {
+    /// An established TCP connection (CT-32).
+    pub tcp_established: u32,
+    /// A TCP connection that one side has closed (CT-33).
+    pub tcp_close_wait: u32,
+    /// A UDP flow without answers (CT-35).
+    pub udp: u32,
+    /// A UDP flow with answers (CT-35).
+    pub udp_stream: u32,
+}
+
+impl TimeoutSettings {
+    /// kube-proxy's where it sets one by default, else conntrack's.
+    pub const DEFAULT: Self = Self { tcp_established: 86_400, tcp_close_wait: 3_600, ..Self::CONNTRACK };
+
+    /// conntrack's, unless somebody changes them (`nf_conntrack_proto_tcp.c`, `nf_conntrack_proto_udp.c`).
+    pub const CONNTRACK: Self =
+        Self { tcp_established: 432_000, tcp_close_wait: 60, udp: 30, udp_stream: 120 };
+}
+
 impl Timeouts {
-    /// kube-proxy's settings where it sets one (CT-32, CT-33), else the kernel's conntrack defaults, for a
-    /// kernel whose clock ticks `hz` times a second.
+    /// The longest one: a quarter of the clock's circle, 12 days at 1000 ticks a second. A flow that has been silent for
+    /// half of it would look new again, and somebody has to find it before.
+    const LONGEST: Ticks = Ticks(1 << 30);
+
+    /// What an administrator says, and conntrack's defaults where nobody is asked, for a kernel whose clock ticks `hz`
+    /// times a second.
     #[must_use]
-    pub const fn kube_proxy(hz: u32) -> Self {
+    pub const fn new(hz: u32, settings: &TimeoutSettings) -> Self {
         let mut seconds = [0u32; FlowState::COUNT];
-        seconds[FlowState::UNREPLIED.0 as usize] = 30;
-        seconds[FlowState::REPLIED.0 as usize] = 120;
+        seconds[FlowState::UNREPLIED.0 as usize] = settings.udp;
+        seconds[FlowState::REPLIED.0 as usize] = settings.udp_stream;
         seconds[FlowState::SYN_SENT.0 as usize] = 120;
         seconds[FlowState::SYN_RECEIVED.0 as usize] = 60;
-        seconds[FlowState::ESTABLISHED.0 as usize] = 86_400;
-        seconds[FlowState::CLIENT_CLOSED.0 as usize] = 3_600;
-        seconds[FlowState::BACKEND_CLOSED.0 as usize] = 3_600;
+        seconds[FlowState::ESTABLISHED.0 as usize] = settings.tcp_established;
+        seconds[FlowState::CLIENT_CLOSED.0 as usize] = settings.tcp_close_wait;
+        seconds[FlowState::BACKEND_CLOSED.0 as usize] = settings.tcp_close_wait;
         seconds[FlowState::TIME_WAIT.0 as usize] = 120;
         seconds[FlowState::RESET.0 as usize] = 10;
         seconds[FlowState::VOID.0 as usize] = 0;
         let mut by_state = [Ticks(0); SLOTS];
         let mut at = 0;
         while at < FlowState::COUNT {
-            by_state[at] = Ticks(seconds[at] * hz);
+            let ticks = seconds[at].saturating_mul(hz);
+            by_state[at] = if ticks > Self::LONGEST.0 { Self::LONGEST } else { Ticks(ticks) };
             at += 1;
         }
         Self { by_state }
@@ -342,11 +369,34 @@ mod tests {
 
     #[test]
     fn every_state_but_void_has_a_timeout() {
-        let timeouts = Timeouts::kube_proxy(250);
+        let timeouts = Timeouts::new(250, &TimeoutSettings::DEFAULT);
         assert_eq!(timeouts.of(FlowState::ESTABLISHED), Ticks(86_400 * 250));
+        assert_eq!(timeouts.of(FlowState::CLIENT_CLOSED), Ticks(3_600 * 250));
         for state in (0..FlowState::VOID.0).map(FlowState) {
             assert_ne!(timeouts.of(state), Ticks(0), "{state:?}");
         }
         assert_eq!(timeouts.of(FlowState(FlowState::VOID.0 + 1)), Ticks(0));
+    }
+
+    /// CT-32, CT-33, CT-35.
+    #[test]
+    fn timeouts_are_as_somebody_says_up_to_what_the_clock_can_tell() {
+        let settings =
+            TimeoutSettings { tcp_established: u32::MAX, tcp_close_wait: 60, udp: 7, udp_stream: 1_000_000 };
+        let timeouts = Timeouts::new(1000, &settings);
+        for (state, expected) in [
+            (FlowState::ESTABLISHED, 1 << 30),
+            (FlowState::CLIENT_CLOSED, 60_000),
+            (FlowState::BACKEND_CLOSED, 60_000),
+            (FlowState::UNREPLIED, 7_000),
+            (FlowState::REPLIED, 1_000_000_000),
+            (FlowState::SYN_SENT, 120_000),
+        ] {
+            assert_eq!(timeouts.of(state), Ticks(expected), "{state:?}");
+        }
+        // The longest one can still be told from nothing, a day later.
+        let (born, day) = (Ticks(u32::MAX - 7), 86_400_000);
+        let silent = born.age(Ticks(born.0.wrapping_add((1 << 30) + day)));
+        assert!(silent.exceeds(timeouts.of(FlowState::ESTABLISHED)));
     }
 }

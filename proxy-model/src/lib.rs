@@ -42,6 +42,7 @@ mod tables;
 mod target;
 mod topology;
 
+pub use address::parse_ip;
 pub use audit::Audit;
 pub use change::{Change, Event, ObjectName, PodCgroup};
 pub use cidr::{Cidr, ParseCidrError};

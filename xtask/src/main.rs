@@ -8,7 +8,10 @@ mod bpf;
 mod budget;
 mod bytecode;
 mod check;
+mod hash;
+mod image;
 mod install;
+mod manifest;
 mod object_check;
 mod object_file;
 mod process;
@@ -26,6 +29,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use bpf::{Features, Profile};
+use image::{Arch, ImageOptions};
 use process::report;
 use test::Level;
 
@@ -43,7 +47,18 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Build(options) => {
-            bpf::build(options.profile(), options.features())?;
+            match options.is_static {
+                true => drop(image::build(Arch::HOST)?),
+                false => bpf::build(options.profile(), options.features())?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Image(options) => {
+            image::image(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Manifest => {
+            manifest::render()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo { arguments } => match run::demo(&arguments)? {},
@@ -75,6 +90,10 @@ enum Command {
     Setup,
     /// Build the kernel programs (target/bpf/*.o) and the agent that embeds them
     Build(BuildOptions),
+    /// Put the agent, as one static file, into a container image: without a daemon, and alone
+    Image(ImageOptions),
+    /// Render deploy/sluice.yaml from the chart (needs helm)
+    Manifest,
     /// Show service traffic being translated, on this machine (as root)
     #[command(disable_help_flag = true)]
     Demo {
@@ -123,6 +142,9 @@ struct BuildOptions {
     /// Build the agent optimized (the kernel programs always are)
     #[arg(long)]
     release: bool,
+    /// Build the agent as it is in an image: optimized, and one static file
+    #[arg(long = "static", conflicts_with_all = ["release", "datapath_log"])]
+    is_static: bool,
     /// Let the kernel programs log each translated packet
     #[arg(long)]
     datapath_log: bool,

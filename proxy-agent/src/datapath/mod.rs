@@ -1,6 +1,7 @@
 //! The kernel side as the agent sees it: programs, maps, links. The only place that names aya.
 
 mod attach;
+mod cleanup;
 mod clock;
 mod list;
 mod load;
@@ -13,6 +14,7 @@ mod sweep;
 mod tables;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
+pub use cleanup::{CleanupError, Removed, cleanup};
 pub use clock::ClockError;
 pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
 pub use log::forward as forward_log;

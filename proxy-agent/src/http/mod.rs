@@ -11,7 +11,6 @@
 
 mod address;
 mod checks;
-mod configz;
 mod health;
 mod listen;
 mod metrics;
@@ -31,7 +30,6 @@ use tracing::{debug, info, warn};
 pub use self::{
     address::{ParseAddressError, bind_address},
     checks::{CheckAddresses, CheckUpdate},
-    configz::configuration,
 };
 use self::{
     checks::Checks,

@@ -7,7 +7,9 @@
 
 mod client;
 mod failure;
+mod limit;
 mod outage;
+mod servers;
 
 use std::{fmt::Debug, mem, pin::Pin, time::Duration};
 
@@ -35,7 +37,10 @@ use crate::{
     random::random,
 };
 
-pub use client::{ClientError, client};
+pub use self::{
+    client::{ApiOptions, ClientError, client},
+    limit::RequestLimit,
+};
 
 /// Follows the Services, the EndpointSlices and this node's own Node, for ever.
 ///

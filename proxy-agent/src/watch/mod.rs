@@ -11,7 +11,7 @@ mod kubernetes;
 mod manifests;
 
 pub use kube::Client;
-pub use kubernetes::{ClientError, client, kubernetes, pods};
+pub use kubernetes::{ApiOptions, ClientError, RequestLimit, client, kubernetes, pods};
 pub use manifests::{ManifestError, manifests};
 
 /// Services with this label, whatever its value, belong to another proxy.

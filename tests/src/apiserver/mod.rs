@@ -145,6 +145,12 @@ impl ApiServer {
         )
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Creates the object, or replaces it. It has the new version then.
     ///
     /// # Panics

@@ -7,7 +7,7 @@ use proxy_agent::{
     datapath::Pins,
     events::{Event, Events, Reporter},
     metrics::{ApiMetrics, Format, Metrics},
-    watch,
+    watch::{self, ApiOptions},
 };
 use proxy_model::ObjectName;
 use sluice_tests::apiserver::{ApiServer, Fault, Verb};
@@ -20,7 +20,8 @@ async fn events(server: &ApiServer, node: &str) -> (Events, Metrics) {
     let path = dir.path().join("kubeconfig");
     fs::write(&path, server.kubeconfig()).unwrap();
     let metrics = Metrics::default();
-    let client = watch::client(Some(&path), &ApiMetrics::default()).await.unwrap();
+    let options = ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() };
+    let client = watch::client(&options, &ApiMetrics::default()).await.unwrap();
     let reporter = Reporter { node: node.to_owned(), host: format!("{node}.example.com") };
     (Events::posted(client, reporter, metrics.events.clone()), metrics)
 }

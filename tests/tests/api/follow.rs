@@ -1,6 +1,6 @@
 //! The source under test, and what a consumer makes of what it tells.
 
-use std::{collections::BTreeMap, fmt::Debug, fs, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, fs, path::Path, time::Duration};
 
 use futures::{
     StreamExt as _,
@@ -10,7 +10,10 @@ use k8s_openapi::api::{
     core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_agent::{metrics::ApiMetrics, watch};
+use proxy_agent::{
+    metrics::ApiMetrics,
+    watch::{self, ApiOptions},
+};
 use proxy_model::{Change, Event, ObjectName};
 use sluice_tests::apiserver::Kind;
 use tokio::{sync, task::JoinHandle, time};
@@ -102,15 +105,21 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) async fn start(kubeconfig: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self::with(&options(dir.path(), kubeconfig)).await
+    }
+
+    pub(crate) async fn with(options: &ApiOptions) -> Self {
         let metrics = ApiMetrics::default();
-        let client = client(kubeconfig, &metrics).await;
+        let client = client(options, &metrics).await;
         Self::consume(watch::kubernetes(client, NODE, &metrics).boxed())
     }
 
     /// With the pods as well.
     pub(crate) async fn start_with_pods(kubeconfig: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let metrics = ApiMetrics::default();
-        let client = client(kubeconfig, &metrics).await;
+        let client = client(&options(dir.path(), kubeconfig), &metrics).await;
         let pods = watch::pods(client.clone(), NODE, &metrics);
         Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed())
     }
@@ -167,12 +176,16 @@ impl Follower {
     }
 }
 
-async fn client(kubeconfig: &str, metrics: &ApiMetrics) -> watch::Client {
-    log::install();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("kubeconfig");
+/// What is asked by a kubeconfig that says this, once it is in that directory.
+fn options(dir: &Path, kubeconfig: &str) -> ApiOptions {
+    let path = dir.join("kubeconfig");
     fs::write(&path, kubeconfig).unwrap();
-    watch::client(Some(&path), metrics).await.unwrap()
+    ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() }
+}
+
+async fn client(options: &ApiOptions, metrics: &ApiMetrics) -> watch::Client {
+    log::install();
+    watch::client(options, metrics).await.unwrap()
 }
 
 impl Drop for Follower {

@@ -5,12 +5,9 @@ use std::fmt;
 use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_path_to_error::Segment;
 
-use super::{
-    document::{Document, Format, Position, Step, documents},
-    object::Object,
-};
+use super::object::Object;
+use crate::document::{Document, Format, Position, Repeated, Step, documents, dotted, steps};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -35,8 +32,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { document, position, field, cause } = self;
         write!(f, "document {document}")?;
-        if let Some(Position { line, column }) = position {
-            write!(f, ", line {line}, column {column}")?;
+        if let Some(position) = position {
+            write!(f, ", {position}")?;
         }
         if let Some(field) = field {
             write!(f, ", field {field}")?;
@@ -48,7 +45,7 @@ impl fmt::Display for Problem {
 /// Reads what can be read; each document, and each item of a list, stands alone.
 pub(super) fn parse(format: Format, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
-    for document in documents(format, text) {
+    for document in documents(format, text, Repeated::Refused) {
         match document {
             // Only comments.
             Ok(document) if document.value.is_null() => {}
@@ -72,7 +69,7 @@ fn unfold(document: &Document<'_>, value: Value, of: Option<&Type>, path: Vec<St
         Ok(Found::Object(object)) => parsed.objects.push(object),
         Ok(Found::Items(items, of)) => {
             for (index, item) in items.into_iter().enumerate() {
-                let path = [path.as_slice(), &[field("items"), Step::Item(index)]].concat();
+                let path = [path.as_slice(), &[Step::field("items"), Step::Item(index)]].concat();
                 unfold(document, item, of.as_ref(), path, parsed);
             }
         }
@@ -116,7 +113,7 @@ struct Fault {
 
 impl Fault {
     fn at(path: &[&str], cause: impl Into<String>) -> Self {
-        Self { path: path.iter().copied().map(field).collect(), cause: cause.into() }
+        Self { path: path.iter().copied().map(Step::field).collect(), cause: cause.into() }
     }
 }
 
@@ -164,33 +161,13 @@ fn items(mut list: Value) -> Result<Vec<Value>, Fault> {
 
 fn typed<K: DeserializeOwned + Metadata<Ty = ObjectMeta>>(value: Value) -> Result<Box<K>, Fault> {
     let object: Box<K> = serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().iter().filter_map(step).collect();
+        let path = steps(error.path());
         Fault { path, cause: error.into_inner().to_string() }
     })?;
     if object.metadata().name.as_deref().is_none_or(str::is_empty) {
         return Err(Fault::at(&["metadata"], "name is missing"));
     }
     Ok(object)
-}
-
-fn step(segment: &Segment) -> Option<Step> {
-    match segment {
-        Segment::Seq { index } => Some(Step::Item(*index)),
-        Segment::Map { key } => Some(field(key)),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    }
-}
-
-fn field(name: &str) -> Step {
-    Step::Field(name.to_owned())
-}
-
-fn dotted(path: &[Step]) -> String {
-    let path = path.iter().fold(String::new(), |path, step| match step {
-        Step::Field(name) => format!("{path}.{name}"),
-        Step::Item(index) => format!("{path}[{index}]"),
-    });
-    path.trim_start_matches('.').to_owned()
 }
 
 const CORE: &str = "v1";

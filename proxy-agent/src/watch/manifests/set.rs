@@ -126,7 +126,8 @@ fn difference(before: &BTreeMap<Key, Arc<Object>>, now: &BTreeMap<Key, Arc<Objec
 
 #[cfg(test)]
 mod tests {
-    use super::{super::document::Format, super::parse::parse, *};
+    use super::{super::parse::parse, *};
+    use crate::document::Format;
 
     /// Services by name, with their only port; `!` for a document that cannot be read.
     fn file(services: &[(&str, u16)]) -> Parsed {

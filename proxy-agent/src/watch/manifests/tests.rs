@@ -5,7 +5,7 @@ use std::{os::unix::fs::symlink, pin::pin};
 use futures::StreamExt;
 use proxy_model::Event;
 use tempfile::TempDir;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::*;
 
