@@ -4,6 +4,7 @@
 //! commit, and come back soon if something could not be finished.
 
 mod audit;
+mod bypass;
 mod placing;
 mod settings;
 mod sockets;

@@ -11,19 +11,22 @@
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
 //! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
 //! same way before there is a packet: `process`. Who listens at a service's address on the node itself comes first: `own`.
+//! [`through`] asks both hooks' questions at once, of packets that the stack need not see.
 
 mod own;
 mod process;
 mod remember;
 mod select;
 mod tables;
+mod through;
 
 use crate::{
     addr::Addr,
     drop::DropReason,
     endian::Be16,
     filter::AddressRoles,
-    flow::{Direction, FlowFlags, FlowState, TcpFlags},
+    flow::{Direction, FlowFlags, FlowHead, FlowState, TcpFlags},
+    time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
@@ -31,6 +34,7 @@ pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};
 pub use tables::{FlowRef, Insert, InsertError, Tables};
+pub use through::{Through, through};
 
 /// What parsing found out about a packet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -174,16 +178,27 @@ fn stays<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
 fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
     let head = flow.head();
     let now = tables.now();
-    let runs = head.state.is_steady(head.direction, packet.flags) && !head.is_idle(now);
-    if !runs && !transition(tables, packet) {
+    if !runs(&head, packet.flags, now) && !transition(tables, packet) {
         return false;
     }
+    note(tables, flow, &head, packet.length, now);
+    true
+}
+
+/// Whether a flow runs, and a packet with `flags` leaves it as it is.
+#[inline(always)]
+fn runs(head: &FlowHead, flags: TcpFlags, now: Ticks) -> bool {
+    head.state.is_steady(head.direction, flags) && !head.is_idle(now)
+}
+
+/// What every packet of a flow leaves behind.
+#[inline(always)]
+fn note<T: Tables>(tables: &T, flow: T::Flow<'_>, head: &FlowHead, length: u32, now: Ticks) {
     // Most packets of a busy flow come within one tick of the last: spare the cache line the write.
     if head.last_seen != now {
         flow.touch(now);
     }
-    tables.count_packet(head.service, head.direction, packet.length);
-    true
+    tables.count_packet(head.service, head.direction, length);
 }
 
 /// Carries a packet's effect on its flow into both entries. `false` if the flow does not exist, has expired, or

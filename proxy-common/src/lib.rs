@@ -31,10 +31,12 @@ pub mod frontend;
 pub mod lb;
 pub mod pod;
 pub mod ranges;
+pub mod route;
 pub mod socket;
 pub mod tables;
 pub mod time;
 pub mod tuple;
+pub mod xdp;
 
 /// Version of every layout in this crate; the agent pins maps below `v{LAYOUT_VERSION}`.
 ///

@@ -22,8 +22,10 @@ use crate::{
     frontend::{Frontend, FrontendKey, ServiceId},
     pod::{CgroupId, PodEntry},
     ranges::SourceRange,
+    route::{ROUTES, Route},
     socket::{SocketEntry, SocketKey},
     tuple::FlowKey,
+    xdp::{Passage, XdpDevice},
 };
 
 /// Bytes that may cross between kernel and agent: no padding, no invalid bit patterns.
@@ -279,4 +281,43 @@ impl Table for Pods {
     const NAME: &'static str = "PODS";
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 4_096;
+}
+
+/// Number of an uplink (`ifindex`) -> whether its packets are met before the stack, or why not. Written and read by the agent
+/// alone: `sluice status` needs no agent that runs.
+#[derive(Debug)]
+pub enum XdpDevices {}
+
+impl Table for XdpDevices {
+    type Key = u32;
+    type Value = XdpDevice;
+    const NAME: &'static str = "XDP_DEVICES";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = Devices::CAPACITY;
+}
+
+/// Hash of a route's key -> the route, as the kernel gave it lately. Written and read by the datapath, before the stack.
+/// Another key with the same hash takes the place.
+#[derive(Debug)]
+pub enum Routes {}
+
+impl Table for Routes {
+    type Key = u32;
+    type Value = Route;
+    const NAME: &'static str = "ROUTES";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = ROUTES;
+}
+
+/// What became of packets of running flows before the stack -> how many. Written by the datapath, read by the agent.
+#[derive(Debug)]
+pub enum Passages {}
+
+impl Table for Passages {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "PASSAGES";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    #[expect(clippy::cast_possible_truncation, reason = "a handful")]
+    const CAPACITY: u32 = Passage::ALL.len() as u32;
 }

@@ -1,7 +1,7 @@
 //! The kernel programs of Sluice: entry points only.
 //!
 //! Packets flow parse -> decide -> rewrite. The decision is `proxy_common::lb`; this crate is the bytes around
-//! it. `packet` and `maps` hold the `unsafe` of the fast path, `refuse` that of three more helpers.
+//! it. `packet`, `maps` and `route` hold the `unsafe` of the fast path, `refuse` that of three more helpers.
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -16,12 +16,13 @@ mod parse;
 mod refuse;
 mod reset;
 mod rewrite;
+mod route;
 mod verified;
 mod wire;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use hooks::socket::{Inet, Inet6};
 use network_types::eth::EthHdr;
@@ -49,6 +50,12 @@ fn sluice_ingress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 fn sluice_egress_l3(ctx: TcContext) -> i32 {
     hooks::tc::run::<0>(&ctx, Hook::EGRESS)
+}
+
+/// XDP: what both tc hooks would do to packets of running flows, before the stack. Frames may be longer than a page.
+#[xdp(frags)]
+fn sluice_xdp(ctx: XdpContext) -> u32 {
+    hooks::xdp::run(&ctx)
 }
 
 /// cgroup: a socket connects, IPv4.

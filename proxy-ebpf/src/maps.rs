@@ -29,13 +29,16 @@ use proxy_common::{
     lb::{self, First, FlowRef, Found, Insert, InsertError, Tables, Translation},
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
+    route::{self, Route},
     socket::{SocketEntry, SocketKey},
     tables::{
-        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
-        ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+        Passages, Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+        SourceRanges, Table, XdpDevices,
     },
     time::Ticks,
     tuple::{FlowKey, Hook},
+    xdp::Passage,
 };
 
 use crate::verified;
@@ -101,6 +104,12 @@ static PODS: HashMap<Key<Pods>, Value<Pods>> = hash::<Pods>();
 static SETTINGS: Array<Value<Settings>> = array::<Settings>();
 #[map]
 static DROPS: PerCpuArray<Value<Drops>> = per_cpu_array::<Drops>();
+#[map]
+static XDP_DEVICES: HashMap<Key<XdpDevices>, Value<XdpDevices>> = hash::<XdpDevices>();
+#[map]
+static ROUTES: PerCpuArray<Value<Routes>> = per_cpu_array::<Routes>();
+#[map]
+static PASSAGES: PerCpuArray<Value<Passages>> = per_cpu_array::<Passages>();
 
 /// Memory for one flow that is being written; means nothing between packets, so nobody else knows it.
 #[map]
@@ -121,6 +130,22 @@ pub(crate) fn count_drop(reason: DropReason) {
         // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
         unsafe { *count += 1 };
     }
+}
+
+/// Counts a packet of running flows.
+#[inline(always)]
+pub(crate) fn count_passage(passage: Passage) {
+    if let Some(count) = PASSAGES.get_ptr_mut(passage as u32) {
+        // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Where the route of a tuple is kept; there may be another one's.
+#[inline(always)]
+pub(crate) fn route(tuple: &FlowKey) -> Option<&'static mut Route> {
+    // SAFETY: as above.
+    ROUTES.get_ptr_mut(route::index(tuple)).map(|route| unsafe { &mut *route })
 }
 
 /// The ports of the datagram that a fragment belongs to.

@@ -5,6 +5,10 @@ use aya_ebpf::{EbpfContext as _, helpers::bpf_csum_update, programs::TcContext};
 use proxy_common::checksum::ChecksumDiff;
 use zerocopy::{FromBytes, IntoBytes};
 
+mod xdp;
+
+pub(crate) use xdp::Frame;
+
 /// The address part of a checksum change belongs to the pseudo header.
 const BPF_F_PSEUDO_HDR: u64 = 1 << 4;
 /// A UDP checksum of zero means "none" and stays so; one that becomes zero is sent as ones (RFC 768).

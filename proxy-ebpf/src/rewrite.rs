@@ -8,7 +8,7 @@
 use proxy_common::{
     checksum::ChecksumDiff,
     endian::Be16,
-    lb::Translation,
+    lb::{Tables, Through, Translation},
     tuple::{FlowKey, Hook, Protocol},
 };
 
@@ -24,6 +24,37 @@ use crate::{
 #[inline(always)]
 pub(crate) fn rewrite<P: Packet, I: IpHeader>(packet: &P, parsed: &Parsed, new: &Translation) -> Option<()> {
     let key = &parsed.packet.key;
+    let diff = readdress::<P, I>(packet, parsed, key, new)?;
+    if parsed.part == Part::Later {
+        return Some(());
+    }
+    if key.protocol == Protocol::SCTP {
+        return sctp::<P>(packet, parsed, new);
+    }
+    finish::<P, I>(packet, parsed, diff)
+}
+
+/// The same at both hooks at once, of a whole packet of TCP or UDP.
+#[inline(always)]
+pub(crate) fn rewrite_through<P: Packet, I: IpHeader, T: Tables>(
+    packet: &P,
+    parsed: &Parsed,
+    through: &Through<'_, T>,
+) -> Option<()> {
+    let entering = readdress::<P, I>(packet, parsed, &parsed.packet.key, &through.entering())?;
+    let leaving = readdress::<P, I>(packet, parsed, &through.routed, &through.leaving())?;
+    finish::<P, I>(packet, parsed, entering.plus(leaving))
+}
+
+/// Writes address and ports into a packet with this key. Returns how that changes the sum that the transport's checksum
+/// covers.
+#[inline(always)]
+fn readdress<P: Packet, I: IpHeader>(
+    packet: &P,
+    parsed: &Parsed,
+    key: &FlowKey,
+    new: &Translation,
+) -> Option<ChecksumDiff> {
     let (old, other_port, end_at, other_at) = match key.hook {
         Hook::INGRESS => (key.destination_end(), key.source_port, DESTINATION_PORT, 0),
         _ => (key.source_end(), key.destination_port, 0, DESTINATION_PORT),
@@ -34,18 +65,20 @@ pub(crate) fn rewrite<P: Packet, I: IpHeader>(packet: &P, parsed: &Parsed, new: 
         _ => I::set_source(packet, parsed.network, new.end.address, diff.pseudo)?,
     }
     if parsed.part == Part::Later {
-        return Some(());
+        return Some(diff);
     }
     packet.store(parsed.transport + end_at, new.end.port)?;
     if new.other_port != other_port {
         packet.store(parsed.transport + other_at, new.other_port)?;
         diff = diff.with_port(other_port, new.other_port);
     }
-    if key.protocol == Protocol::SCTP {
-        return sctp::<P>(packet, parsed, new);
-    }
-    // Last, because helpers end what the verifier knows about the packet's bounds.
-    let (check, kind) = transport_checksum(key.protocol);
+    Some(diff)
+}
+
+/// Last, because helpers end what the verifier knows about the packet's bounds.
+#[inline(always)]
+fn finish<P: Packet, I: IpHeader>(packet: &P, parsed: &Parsed, diff: ChecksumDiff) -> Option<()> {
+    let (check, kind) = transport_checksum(parsed.packet.key.protocol);
     packet.update_checksum(parsed.transport + check, kind, I::NETWORK_SUM, diff)
 }
 

@@ -194,6 +194,8 @@ impl Part {
 pub(crate) trait IpHeader {
     /// What an address change does to the sum over the whole packet.
     const NETWORK_SUM: NetworkSum;
+    /// The family's number (`AF_INET`, `AF_INET6`).
+    const FAMILY: u8;
     /// The family's ICMP.
     const ICMP: Protocol;
     /// Types of ICMP messages that quote the packet that caused them.
@@ -218,6 +220,16 @@ pub(crate) trait IpHeader {
 
     /// Source and destination address in a header that lies in words; `None` if there are too few.
     fn addresses(header: &[u32]) -> Option<(Addr, Addr)>;
+
+    /// Whether the packet is whole, of TCP or UDP, with nothing between this header and the transport's, and may be sent on
+    /// once more.
+    fn is_plain(header: &Self::Header) -> bool;
+    /// How the packet wants to be treated, as routing is asked for it.
+    fn class(header: &Self::Header) -> u32;
+    /// An address as routing is asked for it.
+    fn kernels(address: Addr) -> [u32; 4];
+    /// Takes a hop from the packet, which has some.
+    fn hop<P: Packet>(packet: &P, at: usize) -> Option<()>;
 
     /// Reads the header at `at`; `None` if the packet is cut short, or has more extension headers than are worth following.
     fn read<P: Packet>(packet: &P, at: usize) -> Option<Network>;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions, XdpMode, links::FdLink};
 use proxy_agent::datapath::{self, ArrayTable, Datapath, HashTable, PerCpuTable, Pins, Program};
 use proxy_common::{
     addr::Addr,
@@ -22,13 +22,34 @@ use proxy_common::{
     flow::FlowEntry,
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     tables::{
-        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Frontends, ServiceTraffic,
-        Settings, Slots,
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Frontends, Passages,
+        ServiceTraffic, Settings, Slots,
     },
+    time::Ticks,
     tuple::{Endpoint, FlowKey, Protocol},
+    xdp::Passage,
 };
 
-use crate::sandbox::{BPFFS, Sandbox};
+use crate::{
+    netns::Namespace,
+    sandbox::{BPFFS, Sandbox},
+};
+
+/// Lets one end of a pair take what a program at the other end sends back: the kernel's pairs look for such frames only where
+/// there is a program, too (`veth_xdp_flush`). This one passes everything, for as long as the link is held.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn take_what_xdp_sends(namespace: &Namespace, device: &str) -> Result<FdLink> {
+    namespace.run(|| {
+        let mut kernel = Kernel::load()?;
+        namespace.enter()?;
+        let program = kernel.xdp_program()?;
+        let link = program.attach(device, XdpMode::Driver)?;
+        Ok(FdLink::try_from(program.take_link(link)?)?)
+    })
+}
 
 /// What a tc program told the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +125,15 @@ impl Kernel {
     /// If the object has no such program.
     pub fn program(&mut self, program: Program) -> Result<&mut aya::programs::SchedClassifier> {
         Ok(self.datapath.program(program)?)
+    }
+
+    /// The program that meets packets before the stack, loaded.
+    ///
+    /// # Errors
+    ///
+    /// If the object has no such program.
+    pub fn xdp_program(&mut self) -> Result<&mut aya::programs::Xdp> {
+        Ok(self.datapath.xdp_program()?)
     }
 
     /// Programs a service, in the agent's order. Its backends get the ids `first_backend`, and so on.
@@ -192,6 +222,51 @@ impl Kernel {
             other => Action::Other(other),
         };
         Ok(Output { action, frame: out })
+    }
+
+    /// Runs the program that meets packets before the stack on a frame that came by a device of this thread's network
+    /// namespace. Returns its action and the frame afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to.
+    pub fn run_xdp(&mut self, device: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + 256];
+        // `struct xdp_md`: data, its end, metadata, device, queue, and what a redirected packet leaves by.
+        let end = u32::try_from(frame.len())?;
+        let context: Vec<u8> = [0, end, 0, device, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = self.xdp_program()?.test_run(options).context("BPF_PROG_TEST_RUN")?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    /// What became of packets before the stack, in the order of [`Passage::ALL`].
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn passages(&self) -> Result<[u64; 3]> {
+        let table = PerCpuTable::<Passages>::open(&self.pins)?;
+        let mut counts = [0; 3];
+        for (count, passage) in counts.iter_mut().zip(Passage::ALL) {
+            *count = table.get(passage as u32)?.iter().sum();
+        }
+        Ok(counts)
+    }
+
+    /// The kernel's time, as flows are stamped with it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not say.
+    pub fn now(&mut self) -> Result<Ticks> {
+        Ok(self.datapath.now()?)
     }
 
     /// The mapping of a client.

@@ -8,4 +8,5 @@ mod program {
     mod load;
     mod packets;
     mod reset;
+    mod xdp;
 }

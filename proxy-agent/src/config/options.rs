@@ -70,7 +70,7 @@ impl Configuration {
                 external_ips: own.serve_external_ips.unwrap_or(gates::external_ips(&config.feature_gates)),
                 follow_pods: pods != PodReasons::NONE,
             },
-            devices: DeviceRules { classes, pods: pod_devices },
+            devices: DeviceRules { classes, pods: pod_devices, xdp: own.xdp.unwrap_or_default() },
             node_ports: own.node_port_range.unwrap_or(PortRange::NODE_PORTS),
             sockets,
             timeouts: self.timeouts(),

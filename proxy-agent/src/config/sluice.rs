@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{flags::go_bool, kube_proxy::typed};
-use crate::{devices::NamePattern, ports::PortRange};
+use crate::{
+    devices::{NamePattern, XdpMode},
+    ports::PortRange,
+};
 
 /// What the file says that it is.
 pub(super) const API_VERSION: &str = "sluice/v1alpha1";
@@ -92,6 +95,13 @@ pub struct SluiceOptions {
     )]
     #[serde(rename = "localhostNodePorts", skip_serializing_if = "Option::is_none")]
     pub localhost_nodeports: Option<bool>,
+    /// Send packets between clients outside and backends on other nodes on before the stack sees them, once their flow runs
+    /// (XDP). `native`: on uplinks whose drivers can. `auto`: the same, but not on virtual devices, nor where connection
+    /// tracking is strict (net.netfilter.nf_conntrack_tcp_be_liberal). `sluice status` shows what became of it [default:
+    /// auto]
+    #[arg(long, value_name = "MODE", value_enum, help_heading = "Node and clients")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xdp: Option<XdpMode>,
     /// What is logged: a level, or tracing's filter syntax such as `info,proxy_agent::watch=debug`. Overrules -v
     #[arg(long, value_name = "FILTER", env = "SLUICE_LOG", help_heading = "Logging")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +138,7 @@ impl SluiceOptions {
             socket_lb: self.socket_lb.or(file.socket_lb),
             cgroup: self.cgroup.or(file.cgroup),
             localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
+            xdp: self.xdp.or(file.xdp),
             log: self.log.or(file.log),
         }
     }

@@ -125,43 +125,56 @@ pub struct PinnedHook {
 }
 
 /// The pin of a link, such as `7-sluice_ingress`; bpffs keeps names with dots for itself.
-fn pin(pins: &Pins, device: Ifindex, program: Program) -> PathBuf {
-    pins.links().join(format!("{}-{}", device.0, program.name()))
+pub(super) fn pin(pins: &Pins, device: Ifindex, program: &str) -> PathBuf {
+    pins.links().join(format!("{}-{program}", device.0))
 }
 
 /// The pinned links, by the names of their pins.
 pub fn pinned_hooks(pins: &Pins) -> Result<Vec<PinnedHook>, AttachError> {
+    let of = |name: &str| Program::ALL.into_iter().find(|known| known.name() == name);
+    let hooks = pinned(pins, of)?.into_iter();
+    let mut hooks: Vec<_> =
+        hooks.map(|(device, program, program_id)| PinnedHook { device, program, program_id }).collect();
+    hooks.sort_by_key(|hook| (hook.device, hook.program.name()));
+    Ok(hooks)
+}
+
+/// The pinned links of programs that somebody knows by their names: the device, the program, and the kernel's id of what the
+/// link runs.
+pub(super) fn pinned<P>(
+    pins: &Pins,
+    known: impl Fn(&str) -> Option<P>,
+) -> Result<Vec<(Ifindex, P, Option<u32>)>, AttachError> {
     let dir = pins.links();
     let failed = |source| AttachError::Io { path: dir.clone(), source };
-    let mut hooks = Vec::new();
+    let mut found = Vec::new();
     for entry in fs::read_dir(&dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let Some((device, program)) = name.split_once('-') else {
             continue;
         };
-        let program = Program::ALL.into_iter().find(|known| known.name() == program);
-        if let (Ok(device), Some(program)) = (device.parse(), program) {
-            let program_id =
-                PinnedLink::from_pin(&path).ok().map(FdLink::from).and_then(|link| link.info().ok());
-            hooks.push(PinnedHook {
-                device: Ifindex(device),
-                program,
-                program_id: program_id.map(|info| info.program_id()),
-            });
+        if let (Ok(device), Some(program)) = (device.parse(), known(program)) {
+            let info = PinnedLink::from_pin(&path).ok().map(FdLink::from).and_then(|link| link.info().ok());
+            found.push((Ifindex(device), program, info.map(|info| info.program_id())));
         }
     }
-    hooks.sort_by_key(|hook| (hook.device, hook.program.name()));
-    Ok(hooks)
+    Ok(found)
 }
 
 /// Attaches both programs to a device, or puts this build's programs into the links that are already there. A
 /// packet meets the old program or the new one, never none.
 pub fn attach(datapath: &mut Datapath, pins: &Pins, device: &Device) -> Result<(), AttachError> {
     for hook in hooks(device.header) {
-        let path = pin(pins, device.index, hook.program);
+        let path = pin(pins, device.index, hook.program.name());
         let classifier = datapath.program(hook.program)?;
-        match adopt(classifier, &hook, &path, device)? {
+        let adopted = adopt(&path, |link| {
+            let id = classifier.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            // The pin holds the link; this process need not.
+            classifier.take_link(id)?;
+            Ok(())
+        });
+        match adopted.map_err(|error| unadopted(error, &hook, device))? {
             Pinned::Alive => continue,
             Pinned::Dead => unpin(&path)?,
             Pinned::Absent => {}
@@ -176,8 +189,16 @@ pub fn attach(datapath: &mut Datapath, pins: &Pins, device: &Device) -> Result<(
     Ok(())
 }
 
+fn unadopted(error: Unadopted, hook: &Hook, device: &Device) -> AttachError {
+    let (device, program) = (device.name.clone(), hook.program.name());
+    match error {
+        Unadopted::Link(source) => AttachError::Link { device, program, source: Box::new(source) },
+        Unadopted::Program(source) => AttachError::Replace { device, program, source: Box::new(source) },
+    }
+}
+
 /// What became of a link's pin.
-enum Pinned {
+pub(super) enum Pinned {
     /// The link has this build's program now.
     Alive,
     /// The link's device went away, and perhaps another one has its number now.
@@ -186,37 +207,45 @@ enum Pinned {
     Absent,
 }
 
-/// Puts the program into a pinned link. Only a link that the kernel calls dead may be replaced: to unpin any other
-/// would let packets pass untranslated.
-fn adopt(
-    classifier: &mut SchedClassifier,
-    hook: &Hook,
+/// Why a pinned link does not have this build's program.
+pub(super) enum Unadopted {
+    /// It cannot be used.
+    Link(LinkError),
+    /// The kernel refuses.
+    Program(ProgramError),
+}
+
+impl From<LinkError> for Unadopted {
+    fn from(error: LinkError) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl From<ProgramError> for Unadopted {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}
+
+/// Puts a program into a pinned link, as `put` does it with one. Only a link that the kernel calls dead may be replaced: to
+/// unpin any other would let packets pass untranslated.
+pub(super) fn adopt(
     path: &Path,
-    device: &Device,
-) -> Result<Pinned, AttachError> {
-    let unusable = |source| AttachError::Link {
-        device: device.name.clone(),
-        program: hook.program.name(),
-        source: Box::new(source),
-    };
-    let refused = |source| AttachError::Replace {
-        device: device.name.clone(),
-        program: hook.program.name(),
-        source: Box::new(source),
-    };
+    put: impl FnOnce(FdLink) -> Result<(), Unadopted>,
+) -> Result<Pinned, Unadopted> {
     let link = match PinnedLink::from_pin(path) {
         Ok(link) => FdLink::from(link),
         Err(LinkError::SyscallError(error)) if is(&error.io_error, Errno::ENOENT) => {
             return Ok(Pinned::Absent);
         }
-        Err(error) => return Err(unusable(error)),
+        Err(error) => return Err(error.into()),
     };
-    let link = SchedClassifierLink::try_from(link).map_err(unusable)?;
-    match classifier.attach_to_link(link) {
-        // The pin holds the link; this process need not.
-        Ok(id) => classifier.take_link(id).map(|_| Pinned::Alive).map_err(refused),
-        Err(ProgramError::SyscallError(error)) if is(&error.io_error, Errno::ENOLINK) => Ok(Pinned::Dead),
-        Err(error) => Err(refused(error)),
+    match put(link) {
+        Ok(()) => Ok(Pinned::Alive),
+        Err(Unadopted::Program(ProgramError::SyscallError(error))) if is(&error.io_error, Errno::ENOLINK) => {
+            Ok(Pinned::Dead)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -241,19 +270,19 @@ fn create(classifier: &mut SchedClassifier, hook: &Hook, device: &Device) -> Res
     })
 }
 
-fn expect_same(device: &Device) -> Result<(), AttachError> {
+pub(super) fn expect_same(device: &Device) -> Result<(), AttachError> {
     match if_nametoindex(device.name.as_str()) {
         Ok(index) if index == device.index.0 => Ok(()),
         _ => Err(AttachError::Moved { device: device.name.clone(), index: device.index }),
     }
 }
 
-fn is(error: &io::Error, errno: Errno) -> bool {
+pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
 }
 
 /// Removes a pin. One that is gone already is no error: whoever removed it wanted the same.
-fn unpin(path: &Path) -> Result<(), AttachError> {
+pub(super) fn unpin(path: &Path) -> Result<(), AttachError> {
     match pins::unpin(path) {
         Ok(_was_there) => Ok(()),
         Err(source) => Err(AttachError::Io { path: path.to_owned(), source }),
@@ -269,7 +298,7 @@ pub fn detach_others(
     let mut gone = BTreeSet::new();
     for hook in pinned_hooks(pins)? {
         if !keep(&hook) {
-            unpin(&pin(pins, hook.device, hook.program))?;
+            unpin(&pin(pins, hook.device, hook.program.name()))?;
             gone.insert(hook.device);
         }
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, convert::Infallible};
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData},
-    programs::{CgroupSockAddr, Program as Loaded, ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, Program as Loaded, ProgramError, SchedClassifier, Xdp},
 };
 use aya_log::EbpfLogger;
 use log::Log;
@@ -112,6 +112,9 @@ impl SocketProgram {
     }
 }
 
+/// The program that meets packets before the stack, by its name in the object.
+pub const XDP_PROGRAM: &str = "sluice_xdp";
+
 /// Why the datapath could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -174,9 +177,20 @@ impl Datapath {
         Ok(found)
     }
 
+    /// The program that meets packets before the stack, loaded by now.
+    pub fn xdp_program(&mut self) -> Result<&mut Xdp, LoadError> {
+        let refused = |source| LoadError::Program { program: XDP_PROGRAM, source: Box::new(source) };
+        let found: &mut Xdp = find(&mut self.ebpf, XDP_PROGRAM)?;
+        if found.fd().is_err() {
+            found.load().map_err(refused)?;
+        }
+        Ok(found)
+    }
+
     /// Loads the programs that are otherwise loaded when something wants them.
     pub fn load_all(&mut self) -> Result<(), LoadError> {
         Program::ALL.into_iter().try_for_each(|program| self.program(program).map(drop))?;
+        self.xdp_program()?;
         SocketProgram::ALL.into_iter().try_for_each(|program| self.socket_program(program).map(drop))
     }
 

@@ -12,11 +12,12 @@ mod preflight;
 mod sockets;
 mod sweep;
 mod tables;
+mod xdp;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
 pub use cleanup::{CleanupError, Removed, cleanup};
 pub use clock::ClockError;
-pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
+pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, XDP_PROGRAM, load};
 pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};
 pub use pins::{PinError, Pins};
@@ -24,3 +25,4 @@ pub use preflight::PreflightError;
 pub use sockets::{SocketHook, SocketHookError, attach_socket, detach_sockets, socket_hooks};
 pub use sweep::{Pressure, Sweep, sweep};
 pub use tables::KernelTables;
+pub use xdp::{XdpError, attach_xdp, detach_xdp, xdp_hooks};

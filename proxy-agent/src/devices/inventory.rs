@@ -37,6 +37,8 @@ pub enum DeviceKind {
     Bridge,
     /// A bond or team.
     Bond,
+    /// A VLAN.
+    Vlan,
     /// What pods and virtual machines are joined to their node by: veth, netkit, tap, ipvlan, macvtap.
     Joint,
     /// Any other.

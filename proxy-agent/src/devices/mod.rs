@@ -3,6 +3,7 @@
 //! ```text
 //! rtnetlink --list--> Inventory --+-- placement: do the programs belong on it?
 //!                                 +-- row:       class, pod traffic, source addresses
+//!                                 +-- xdp:       are its packets met before the stack?
 //! ```
 //!
 //! Only [`watch`](Devices) asks the kernel; everything else is a function of an [`Inventory`].
@@ -13,6 +14,7 @@ mod placement;
 mod row;
 mod source;
 mod watch;
+mod xdp;
 
 pub use class::{Class, ClassRules, NamePattern, ParsePatternError};
 pub use inventory::{Address, Device, DeviceKind, Ifindex, Inventory, LinkHeader, Standing};
@@ -20,3 +22,4 @@ pub use placement::{Skip, placement};
 pub use row::{DeviceRules, PodDevices, row};
 pub use source::node_address;
 pub use watch::{DeviceError, Devices, list, name_of};
+pub use xdp::{Conntrack, XdpMode};

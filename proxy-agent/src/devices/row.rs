@@ -12,6 +12,7 @@ use super::{
     class::{Class, ClassRules},
     inventory::{Device, Inventory},
     source::source,
+    xdp::XdpMode,
 };
 
 /// What the administrator says about devices.
@@ -21,6 +22,8 @@ pub struct DeviceRules {
     pub classes: ClassRules,
     /// Which of them pods send through.
     pub pods: PodDevices,
+    /// Which uplinks' packets are met before the stack.
+    pub xdp: XdpMode,
 }
 
 /// The devices that pods send through, if local traffic is detected by device.

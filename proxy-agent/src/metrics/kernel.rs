@@ -16,9 +16,10 @@ use proxy_common::{
     drop::DropReason,
     frontend::ServiceId,
     tables::{
-        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, ServiceDrops,
+        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages, ServiceDrops,
         ServiceNames, ServiceTraffic, Slots, Sockets, SourceRanges, Table,
     },
+    xdp::Passage,
 };
 use proxy_model::ServicePortName;
 use tracing::warn;
@@ -93,6 +94,8 @@ pub(super) struct Kernel {
 struct Reading {
     /// Drops on the node by reason.
     drops: Vec<(&'static str, u64)>,
+    /// Packets that were met before the stack, by what became of them.
+    passages: Vec<(&'static str, u64)>,
     services: Vec<Service>,
 }
 
@@ -110,6 +113,9 @@ impl Reading {
         let totals = PerCpuTable::<Drops>::open(pins)?;
         let total = |reason: DropReason| Ok((reason.as_str(), totals.get(reason as u32)?.iter().sum()));
         let drops = DropReason::ALL.into_iter().map(total).collect::<Result<_, TableError>>()?;
+        let counts = PerCpuTable::<Passages>::open(pins)?;
+        let count = |passage: Passage| Ok((passage.as_str(), counts.get(passage as u32)?.iter().sum()));
+        let passages = Passage::ALL.into_iter().map(count).collect::<Result<_, TableError>>()?;
         let mut by_service = BTreeMap::<ServiceId, BTreeMap<&'static str, u64>>::new();
         for entry in PerCpuHashTable::<ServiceDrops>::open(pins)?.entries() {
             let (key, counts) = entry?;
@@ -131,7 +137,7 @@ impl Reading {
             }
         }
         services.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { drops, services })
+        Ok(Self { drops, passages, services })
     }
 }
 
@@ -173,7 +179,7 @@ impl Kernel {
 
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Reading { drops, services } = Reading::take(&self.pins).unwrap_or_else(|error| {
+        let Reading { drops, passages, services } = Reading::take(&self.pins).unwrap_or_else(|error| {
             warn!(error = %crate::report(&error), "cannot read what the kernel counts");
             Reading::default()
         });
@@ -183,6 +189,10 @@ impl Collector for Kernel {
             };
         counter("sluice_drops", "Packets that were dropped.", &|metric| {
             drops.iter().try_for_each(|(reason, count)| put(metric, &[("reason", *reason)], *count))
+        })?;
+        let help = "Packets of running flows that were met before the stack.";
+        counter("sluice_xdp_packets", help, &|metric| {
+            passages.iter().try_for_each(|(result, count)| put(metric, &[("result", *result)], *count))
         })?;
         counter(
             "sluice_service_connections",

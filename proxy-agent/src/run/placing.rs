@@ -8,6 +8,7 @@ use proxy_common::{
 };
 use tracing::{info, warn};
 
+use super::bypass::Bypass;
 use crate::{
     datapath::{
         AttachError, Datapath, HashTable, Pins, TableError, attach, detach_others, pinned_hooks, programs,
@@ -30,6 +31,8 @@ pub(super) struct Placing {
     unserved: BTreeMap<Ifindex, String>,
     /// Devices that carry programs and exist, but that the latest list lacks.
     unlisted: BTreeSet<Ifindex>,
+    /// What is met before the stack.
+    bypass: Bypass,
 }
 
 /// A device could not be served.
@@ -47,6 +50,7 @@ impl Placing {
         let table = HashTable::<Table>::open(pins)?;
         let rows = table.entries().map(|entry| entry.map(|(index, row)| (Ifindex(index), row)));
         Ok(Self {
+            bypass: Bypass::start(pins, rules.xdp)?,
             rules,
             rows: rows.collect::<Result<_, _>>()?,
             table,
@@ -85,7 +89,7 @@ impl Placing {
             }
             is_whole
         });
-        Ok(before - self.attached.len())
+        Ok(before - self.attached.len() + self.bypass.notice_losses(pins)?)
     }
 
     /// Looks whether the datapath still knows of devices what it was told, and puts it right if not (SYNC-06). Returns how
@@ -116,6 +120,7 @@ impl Placing {
         let mut wanted = BTreeMap::new();
         let mut skipped = BTreeMap::new();
         let mut unserved = BTreeMap::new();
+        self.bypass.begin();
         for device in &all.devices {
             let (index, name) = (device.index, &device.name);
             if let Err(reason) = placement(device, all) {
@@ -134,7 +139,11 @@ impl Placing {
                 }
                 unserved.insert(index, error);
             }
+            if self.rows.get(&index).is_some_and(|row| class_of(row) == Class::Uplink) {
+                self.bypass.place(datapath, pins, device, all);
+            }
         }
+        self.bypass.finish(pins, all)?;
         self.skipped = skipped;
         self.unserved = unserved;
         self.detach(pins, all, &wanted)

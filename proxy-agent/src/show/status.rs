@@ -17,9 +17,10 @@ use proxy_common::{
     flow::Direction,
     frontend::ServiceId,
     tables::{
-        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods, ServiceDrops,
-        ServiceNames, Settings, Sockets, SourceRanges, Table,
+        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages, Pods,
+        ServiceDrops, ServiceNames, Settings, Sockets, SourceRanges, Table, XdpDevices,
     },
+    xdp::{Passage, XdpDevice, XdpStand},
 };
 use serde::Serialize;
 
@@ -30,7 +31,7 @@ use super::ShowError;
 use crate::{
     datapath::{
         ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, Pins, Program, TableError, TrieTable,
-        pinned_hooks,
+        pinned_hooks, xdp_hooks,
     },
     devices::{self, Class, Device, Inventory, Skip, placement},
 };
@@ -56,6 +57,8 @@ pub struct Status {
     pub rewritten_sources: u64,
     /// Ports that sources may be rewritten to.
     pub source_ports: u32,
+    /// Packets of running flows that were met before the stack, by what became of them.
+    pub passages: BTreeMap<&'static str, u64>,
     /// Dropped packets by reason.
     pub drops: BTreeMap<&'static str, u64>,
 }
@@ -79,6 +82,8 @@ pub struct DeviceRow {
     pub ingress: Option<u32>,
     /// Kernel id of the program at egress.
     pub egress: Option<u32>,
+    /// Whether its packets are met before the stack: `native`, or why not. `None` if it is no uplink.
+    pub xdp: Option<String>,
 }
 
 /// A device without both programs.
@@ -127,6 +132,11 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
     for reason in DropReason::ALL {
         drops.insert(reason.as_str(), counts.get(reason as u32)?.iter().sum());
     }
+    let counts = PerCpuTable::<Passages>::open(pins)?;
+    let mut passages = BTreeMap::new();
+    for passage in Passage::ALL {
+        passages.insert(passage.as_str(), counts.get(passage as u32)?.iter().sum());
+    }
     // It is a hint; what follows is worth showing without it.
     let others = pins.others().unwrap_or_default();
     let devices = attached(pins)?;
@@ -154,6 +164,7 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
         flows,
         rewritten_sources,
         source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
+        passages,
         drops,
     })
 }
@@ -187,7 +198,27 @@ fn attached(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
             Program::Clock => {}
         }
     }
+    let met = xdp_hooks(pins)?;
+    for entry in HashTable::<XdpDevices>::open(pins)?.entries() {
+        let (index, uplink) = entry?;
+        if let Some(row) = rows.get_mut(&index) {
+            row.xdp = Some(describe_xdp(uplink, met.iter().any(|(device, _)| device.0 == index)));
+        }
+    }
     Ok(rows.into_values().collect())
+}
+
+/// How an uplink stands, in words.
+fn describe_xdp(uplink: XdpDevice, is_attached: bool) -> String {
+    match uplink.stand() {
+        Some(XdpStand::Native) if !is_attached => "missing".to_owned(),
+        Some(XdpStand::Refused) => {
+            let error = std::io::Error::from_raw_os_error(uplink.error.cast_signed());
+            format!("{}: {error}", XdpStand::Refused.as_str())
+        }
+        Some(stand) => stand.as_str().to_owned(),
+        None => "unknown".to_owned(),
+    }
 }
 
 impl DeviceRow {
@@ -204,6 +235,7 @@ impl DeviceRow {
             source_v6: facts.and_then(|facts| address(facts.source_v6)),
             ingress: None,
             egress: None,
+            xdp: None,
         }
     }
 }
@@ -257,6 +289,17 @@ mod tests {
             ("port".to_owned(), 5, Skip::PortOfBond.as_str()),
         ];
         assert_eq!(bare, expected);
+    }
+
+    #[test]
+    fn uplinks_tell_why_their_packets_are_not_met_before_the_stack() {
+        let native = XdpDevice::new(XdpStand::Native);
+        assert_eq!(describe_xdp(native, true), "native");
+        assert_eq!(describe_xdp(native, false), "missing");
+        assert_eq!(describe_xdp(XdpDevice::new(XdpStand::Off), false), "off");
+        let refused = describe_xdp(XdpDevice::refused(95), false);
+        assert!(refused.starts_with("refused: Operation not supported"), "{refused}");
+        assert_eq!(describe_xdp(XdpDevice { stand: 99, error: 0 }, true), "unknown");
     }
 
     #[test]

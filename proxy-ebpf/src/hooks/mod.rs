@@ -2,3 +2,4 @@
 
 pub(crate) mod socket;
 pub(crate) mod tc;
+pub(crate) mod xdp;

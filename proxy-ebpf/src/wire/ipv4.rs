@@ -88,6 +88,7 @@ impl Ipv4 {
 
 impl IpHeader for Ipv4 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
+    const FAMILY: u8 = 2;
     const ICMP: Protocol = Protocol(IpProto::Icmp as u8);
     type Header = Ipv4View;
     type Unreachable = Ipv4Unreachable;
@@ -146,6 +147,35 @@ impl IpHeader for Ipv4 {
             return None;
         };
         Some((Addr::from_v4_wire(source.to_ne_bytes()), Addr::from_v4_wire(destination.to_ne_bytes())))
+    }
+
+    #[inline(always)]
+    fn is_plain(header: &Ipv4View) -> bool {
+        header.version_ihl == 0x45
+            && header.fragment.raw() & (Self::OFFSET.raw() | Self::MORE.raw()) == 0
+            && matches!(Protocol(header.protocol), Protocol::TCP | Protocol::UDP)
+            && header.ttl > 1
+    }
+
+    #[inline(always)]
+    fn class(header: &Ipv4View) -> u32 {
+        u32::from_ne_bytes([header.tos, 0, 0, 0])
+    }
+
+    #[inline(always)]
+    fn kernels(address: Addr) -> [u32; 4] {
+        let [_, _, _, address] = address.words();
+        [address, 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn hop<P: Packet>(packet: &P, at: usize) -> Option<()> {
+        let (hops, check) = (at + offset_of!(Ipv4View, ttl), at + offset_of!(Ipv4View, check));
+        let [ttl, protocol]: [u8; 2] = packet.load(hops)?;
+        let (old, new) = ([ttl, protocol], [ttl.wrapping_sub(1), protocol]);
+        let diff = u32::from(!u16::from_ne_bytes(old)) + u32::from(u16::from_ne_bytes(new));
+        packet.store(check, checksum::apply(packet.load(check)?, diff))?;
+        packet.store(hops, new)
     }
 
     #[inline(always)]

@@ -109,6 +109,7 @@ impl Ipv6 {
 
 impl IpHeader for Ipv6 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Absent;
+    const FAMILY: u8 = 10;
     const ICMP: Protocol = Protocol(IpProto::Ipv6Icmp as u8);
     type Header = Ipv6View;
     type Unreachable = Ipv6Unreachable;
@@ -160,6 +161,31 @@ impl IpHeader for Ipv6 {
             return None;
         };
         Some((Addr::from_v6_words([a, b, c, d]), Addr::from_v6_words([e, f, g, h])))
+    }
+
+    #[inline(always)]
+    fn is_plain(header: &Ipv6View) -> bool {
+        header.version_class >> 4 == 6
+            && matches!(Protocol(header.next_header), Protocol::TCP | Protocol::UDP)
+            && header.hop_limit > 1
+    }
+
+    #[inline(always)]
+    fn class(header: &Ipv6View) -> u32 {
+        let [a, b] = header.flow.to_ne_bytes();
+        u32::from_ne_bytes([header.version_class & 0x0f, header.class_flow, a, b])
+    }
+
+    #[inline(always)]
+    fn kernels(address: Addr) -> [u32; 4] {
+        address.words()
+    }
+
+    #[inline(always)]
+    fn hop<P: Packet>(packet: &P, at: usize) -> Option<()> {
+        let hops = at + offset_of!(Ipv6View, hop_limit);
+        let limit: u8 = packet.load(hops)?;
+        packet.store(hops, limit.wrapping_sub(1))
     }
 
     #[inline(always)]

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages,
+    Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
+    TableKind, XdpDevices,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -20,6 +21,8 @@ const WALKED: [(Program, u32); 5] = [
     (Program::EgressL3, 380_000),
     (Program::Clock, 10),
 ];
+/// The same for the program before the stack.
+const WALKED_BEFORE: u32 = 60_000;
 
 fn kernel() -> Option<Kernel> {
     if let Err(reason) = harness::requirements() {
@@ -39,6 +42,9 @@ fn the_verifier_walks_no_more_than_budgeted() -> Result<()> {
         let walked = info.verified_instruction_count().context("the kernel does not tell")?;
         ensure!(walked <= budget, "{program:?}: {walked} instructions walked, budget {budget}");
     }
+    let walked =
+        kernel.xdp_program()?.info()?.verified_instruction_count().context("the kernel does not tell")?;
+    ensure!(walked <= WALKED_BEFORE, "XDP: {walked} instructions walked, budget {WALKED_BEFORE}");
     Ok(())
 }
 
@@ -78,6 +84,9 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<ServiceDrops>(),
             describe::<Settings>(),
             describe::<Drops>(),
+            describe::<XdpDevices>(),
+            describe::<Routes>(),
+            describe::<Passages>(),
         ]
         .map(|(name, what)| (name, format!("{what:?}"))),
     );

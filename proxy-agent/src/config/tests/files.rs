@@ -249,14 +249,15 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
     let head = "apiVersion: sluice/v1alpha1\nkind: SluiceConfiguration\n";
     let all = format!(
         "{head}apiServers: [https://192.0.2.1:6443, https://192.0.2.2:6443]\nbpffs: /a\ncgroup: /b\nlocalClientDevices: [tun*]\n\
-         uplinkDevices: [eth0]\nlocalhostNodePorts: false\nlog: warn\nnodePortRange: 1-2\nserveExternalIPs: false\nsocketLB: host-only\n"
+         uplinkDevices: [eth0]\nlocalhostNodePorts: false\nlog: warn\nnodePortRange: 1-2\nserveExternalIPs: false\nsocketLB: host-only\n\
+         xdp: native\n"
     );
     let loaded = read(&all, &["--bpffs=/c", "--socket-lb=off", "--cluster-cidr=10.0.0.0/8"]).unwrap();
     let own = serde_json::to_value(&loaded.sluice).unwrap();
     let expected = json!({
         "apiServers": ["https://192.0.2.1:6443", "https://192.0.2.2:6443"],
         "bpffs": "/c", "cgroup": "/b", "localClientDevices": ["tun*"], "uplinkDevices": ["eth0"], "log": "warn",
-        "localhostNodePorts": false, "nodePortRange": "1-2", "serveExternalIPs": false, "socketLB": "off",
+        "localhostNodePorts": false, "nodePortRange": "1-2", "serveExternalIPs": false, "socketLB": "off", "xdp": "native",
     });
     assert_eq!(own, expected);
     assert_eq!((loaded.log.as_str(), loaded.api_servers.len()), ("warn", 2));
@@ -265,6 +266,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
         (format!("{head}bpfs: /a\n"), &["FILE: line 3, column 7: unknown field bpfs"][..]),
         (format!("{head}nodePortRange: 9-1\n"), &["FILE, line 3, column 16: nodePortRange: ", "empty"]),
         (format!("{head}socketLB: pods\n"), &["FILE, line 3, column 11: socketLB: ", "pods", "host-only"]),
+        (format!("{head}xdp: generic\n"), &["FILE, line 3, column 6: xdp: ", "generic", "native"]),
         (with_head(""), &["FILE: there is no SluiceConfiguration of sluice/v1alpha1"]),
     ] {
         let error = read(&text, &[]).unwrap_err();

@@ -43,6 +43,7 @@ pub(super) fn device(message: &LinkMessage) -> Device {
         _ if message.header.flags.contains(LinkFlags::Loopback) => DeviceKind::Loopback,
         Some(InfoKind::Bridge) => DeviceKind::Bridge,
         Some(InfoKind::Bond | InfoKind::Team) => DeviceKind::Bond,
+        Some(InfoKind::Vlan) => DeviceKind::Vlan,
         Some(InfoKind::Veth | InfoKind::Netkit | InfoKind::IpVlan | InfoKind::MacVtap | InfoKind::IpVtap) => {
             DeviceKind::Joint
         }
@@ -210,7 +211,7 @@ mod tests {
             (Some(InfoKind::Wireguard), none, (DeviceKind::Other, L3)),
             (Some(InfoKind::IpIp), LinkLayerType::Tunnel, (DeviceKind::Other, L3)),
             (Some(InfoKind::SitTun), LinkLayerType::Sit, (DeviceKind::Other, L3)),
-            (Some(InfoKind::Vlan), ether, (DeviceKind::Other, Ethernet)),
+            (Some(InfoKind::Vlan), ether, (DeviceKind::Vlan, Ethernet)),
             (Some(InfoKind::MacVlan), ether, (DeviceKind::Other, Ethernet)),
             (Some(InfoKind::Other("new".to_owned())), ether, (DeviceKind::Other, Ethernet)),
         ] {

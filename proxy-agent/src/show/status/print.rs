@@ -19,6 +19,9 @@ impl Show for Status {
             "sources  rewritten for {} flows; {} ports are there for it\n",
             self.rewritten_sources, self.source_ports
         );
+        if self.passages.values().any(|&count| count > 0) {
+            text += &format!("xdp      {}\n", list(&self.passages));
+        }
         text += &self.sockets.lines();
         let sections = [
             self.drop_table(),
@@ -57,6 +60,7 @@ impl Status {
             "SOURCE IPV6",
             "INGRESS PROGRAM",
             "EGRESS PROGRAM",
+            "XDP",
         ]);
         right(&mut table, [1, 5, 6]);
         for row in &self.devices {
@@ -103,7 +107,7 @@ impl Status {
 }
 
 impl DeviceRow {
-    fn cells(&self) -> [String; 7] {
+    fn cells(&self) -> [String; 8] {
         let pods = if self.pod_traffic { ", pods" } else { "" };
         [
             self.name.clone().unwrap_or_else(|| "(not in this namespace)".to_owned()),
@@ -113,6 +117,7 @@ impl DeviceRow {
             or_dash(self.source_v6),
             or_dash(self.ingress),
             or_dash(self.egress),
+            or_dash(self.xdp.as_deref()),
         ]
     }
 }
@@ -162,6 +167,7 @@ mod tests {
             source_v4: Some("192.0.2.1".parse().unwrap()),
             ingress: Some(40),
             egress: Some(41),
+            xdp: Some("native".to_owned()),
             ..DeviceRow::new(2, Some("eth0".to_owned()), None)
         };
         let pod =
@@ -179,12 +185,14 @@ mod tests {
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
             source_ports: 34_305,
+            passages: BTreeMap::from([("forwarded", 9), ("form", 0), ("route", 1)]),
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
         };
         let expected = "\
 pins     /sys/fs/bpf/sluice/v4
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
+xdp      forwarded 9, route 1
 sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached
 pods     0 by sockets; 0 by packets; others by packets
@@ -192,9 +200,9 @@ pods     0 by sockets; 0 by packets; others by packets
 DROPPED     PACKETS  BECAUSE
 no_backend       12  the service has no endpoint that is ready; clients are told
 
-DEVICE                   INDEX  CLASS                SOURCE IPV4  SOURCE IPV6  INGRESS PROGRAM  EGRESS PROGRAM
-eth0                         2  uplink               192.0.2.1    -                         40              41
-(not in this namespace)      7  local-clients, pods  -            -                          -               -
+DEVICE                   INDEX  CLASS                SOURCE IPV4  SOURCE IPV6  INGRESS PROGRAM  EGRESS PROGRAM  XDP
+eth0                         2  uplink               192.0.2.1    -                         40              41  native
+(not in this namespace)      7  local-clients, pods  -            -                          -               -  -
 
 NOT ATTACHED  INDEX  REASON
 lo                1  loopback
