@@ -7,7 +7,7 @@
 //! ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`],
 //! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`],
 //! [`dns`], [`devices`], [`manifests`]), does it outlive the agent ([`lifecycle`]), also with the privileges of its container alone
-//! ([`deploy`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
+//! ([`deploy`]), do packets go past the stack ([`xdp`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
 //! ([`demo`], [`bench`], [`status`])?
 
 mod bench;
@@ -45,6 +45,7 @@ mod udp;
 mod unknown;
 mod upstream;
 mod without_sockets;
+mod xdp;
 
 use anyhow::Result;
 use sluice_tests::{

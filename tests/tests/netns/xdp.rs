@@ -1,0 +1,198 @@
+//! Between clients outside and backends on other nodes, packets of running flows go past the stack.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::links::FdLink;
+use serde_json::Value;
+use sluice_tests::{
+    agent::Agent,
+    harness::{Setup, again_telling},
+    kernel::take_what_xdp_sends,
+    service::Service,
+    topology::{Cluster, Ends, Family, finish_checksums},
+    traffic::{Chatter, Connection, Direction, Pump, Source, UdpClient},
+    wait::wait_until,
+};
+
+use crate::{
+    Backend, errors, expect::Seen, expect::expect_reach, external, fragments, nodeport, reach, refuse, udp,
+};
+
+const NODE_PORT: u16 = 30_080;
+/// Bytes that show that a transfer goes on, whatever was in buffers.
+const SOME: u64 = 20 << 20;
+/// Questions of one socket.
+const QUESTIONS: u64 = 200;
+
+/// A backend on the second node, and the first node's port for it. Both ends finish their checksums, as on a wire, and the far
+/// end of the first node's uplink takes what XDP sends for as long as the link is held.
+fn remote(cluster: &Cluster) -> Result<(Backend, Service, Ends, FdLink)> {
+    let far = Backend::on(&cluster.nodes[1], "far")?;
+    let service = Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT);
+    finish_checksums(&cluster.client.namespace, "eth0")?;
+    finish_checksums(&far.pod.machine.namespace, "eth0")?;
+    let link = take_what_xdp_sends(cluster.fabric(), &cluster.nodes[0].name)?;
+    Ok((far, service, cluster.nodes[0].addresses.at(NODE_PORT), link))
+}
+
+fn status(agent: &Agent) -> Result<Value> {
+    Ok(serde_json::from_str(&agent.ask(&["status", "-o", "json"])?)?)
+}
+
+/// How a device stands.
+fn stand(agent: &Agent, device: &str) -> Result<Value> {
+    let status = status(agent)?;
+    let devices = status["devices"].as_array().context("devices")?;
+    let row = devices.iter().find(|row| row["name"] == device).with_context(|| format!("no {device}"))?;
+    Ok(row["xdp"].clone())
+}
+
+/// How many packets went past the stack.
+fn forwarded(agent: &Agent) -> Result<u64> {
+    status(agent)?["passages"]["forwarded"].as_u64().context("a count")
+}
+
+/// A transfer and a conversation by either family.
+struct Witnesses {
+    pumps: Vec<Pump>,
+    talks: Vec<Chatter>,
+}
+
+impl Witnesses {
+    fn start(cluster: &Cluster, to: Ends) -> Result<Self> {
+        let mut witnesses = Self { pumps: Vec::new(), talks: Vec::new() };
+        for (family, direction) in Family::ALL.into_iter().zip(Direction::ALL) {
+            let open = || Connection::open(&cluster.client.namespace, to.of(family), Source::AnyPort);
+            witnesses.pumps.push(Pump::start(open()?, direction));
+            witnesses.talks.push(Chatter::start(open()?)?);
+        }
+        Ok(witnesses)
+    }
+
+    fn expect_progress(&self, when: &'static str) -> Result<()> {
+        self.pumps.iter().try_for_each(|pump| pump.expect_more(SOME)).context(when)?;
+        self.talks.iter().try_for_each(|talk| talk.expect_more(20)).context(when)
+    }
+
+    fn stop(self) -> Result<()> {
+        self.pumps.into_iter().try_for_each(|pump| pump.stop().map(drop))?;
+        self.talks.into_iter().try_for_each(|talk| talk.stop().map(drop))
+    }
+}
+
+#[test]
+fn running_flows_go_past_the_stack() {
+    Setup::new(2).telling(&["--xdp=native"]).alone().run(|cluster, agents| {
+        let (_far, service, to, _link) = remote(cluster)?;
+        agents.serve(&service)?;
+        let agent = &agents.agents[0];
+        ensure!(stand(agent, "eth0")? == "native", "{}", stand(agent, "eth0")?);
+        let seen = Seen::As(cluster.nodes[0].addresses);
+        expect_reach(&cluster.client, to, "far", &seen)?;
+        for family in Family::ALL {
+            let before = forwarded(agent)?;
+            let client = UdpClient::bind(&cluster.client.namespace, family)?;
+            for number in 0..QUESTIONS {
+                client.ask(to.of(family), number)?;
+            }
+            // All but the first ones, and now and then one, both ways.
+            let past = forwarded(agent)? - before;
+            ensure!(past > QUESTIONS * 2 * 9 / 10, "{family}: {past} datagrams");
+
+            let before = forwarded(agent)?;
+            for direction in Direction::ALL {
+                let open = Connection::open(&cluster.client.namespace, to.of(family), Source::AnyPort);
+                open?.transfer(direction, SOME, &Default::default())?;
+            }
+            // Segments are 1,500 bytes at most.
+            let past = forwarded(agent)? - before;
+            ensure!(past > 2 * SOME / 1_500 * 9 / 10, "{family}: {past} segments");
+        }
+        let text = agent.ask(&["status"])?;
+        ensure!(text.contains("\nxdp ") && text.contains("forwarded "), "{text}");
+        Ok(())
+    });
+}
+
+/// What is sent by a neighbour on the same machine may never have had a checksum.
+#[test]
+fn unfinished_checksums_are_finished_by_the_stack() {
+    Setup::new(2).telling(&["--xdp=native"]).alone().run(|cluster, agents| {
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        let _link = take_what_xdp_sends(cluster.fabric(), &cluster.nodes[0].name)?;
+        let witnesses = Witnesses::start(cluster, cluster.nodes[0].addresses.at(NODE_PORT))?;
+        witnesses.expect_progress("without checksums")?;
+        witnesses.stop()
+    });
+}
+
+/// Full queues lose packets in any case, so connections are the measure: none breaks, and new ones come about.
+#[test]
+fn programs_come_and_go_under_traffic() {
+    Setup::new(2).telling(&["--xdp=off"]).alone().run(|cluster, agents| {
+        let (_far, service, to, _link) = remote(cluster)?;
+        agents.serve(&service)?;
+        let witnesses = Witnesses::start(cluster, to)?;
+        for (mode, expected) in [("off", "off"), ("native", "native"), ("native", "native"), ("off", "off")] {
+            let agent = &mut agents.agents[0];
+            agent.terminate()?;
+            agent.tell(&[&format!("--xdp={mode}")]);
+            agent.resume()?;
+            agent.wait_until_synced()?;
+            wait_until("the device stands as it should", || {
+                Ok((stand(agent, "eth0")? == expected).then_some(()))
+            })?;
+            let before = forwarded(agent)?;
+            witnesses.expect_progress("after the agent was told otherwise")?;
+            let past = forwarded(agent)? - before;
+            ensure!((past > 0) == (mode != "off"), "--xdp={mode}: {past} packets went past the stack");
+            for family in Family::ALL {
+                Connection::open(&cluster.client.namespace, to.of(family), Source::AnyPort)?;
+            }
+        }
+        witnesses.stop()
+    });
+}
+
+#[test]
+fn virtual_devices_are_left_alone_unless_they_are_asked_for() {
+    Setup::new(1).alone().run(|cluster, agents| {
+        let agent = &mut agents.agents[0];
+        let is = |agent: &Agent, expected: &str| {
+            wait_until(expected, || {
+                Ok(stand(agent, "eth0")?
+                    .as_str()
+                    .is_some_and(|stand| stand.starts_with(expected))
+                    .then_some(()))
+            })
+        };
+        is(agent, "not on virtual devices")?;
+        agent.terminate()?;
+        agent.tell(&["--xdp=native"]);
+        agent.resume()?;
+        agent.wait_until_synced()?;
+        is(agent, "native")?;
+        let pod = cluster.nodes[0].add_pod("pod")?;
+        agents.settle()?;
+        ensure!(stand(&agents.agents[0], &pod.device)? == Value::Null, "a pod's device is no uplink");
+        Ok(())
+    });
+}
+
+/// The broad tests once more, with programs on all uplinks.
+#[test]
+fn nothing_is_different_past_the_stack() {
+    again_telling(
+        &["--xdp=native"],
+        &[
+            reach::client_outside_reaches_a_backend_on_the_node_it_asks,
+            nodeport::outside_reaches_a_backend_through_every_node,
+            nodeport::a_pod_reaches_backends_through_the_other_node,
+            external::an_external_ip_that_no_node_has_is_served_on_every_node,
+            refuse::a_service_without_endpoints_refuses_at_once,
+            udp::senders_follow_when_their_backend_is_replaced,
+            fragments::large_datagrams_come_and_go_whole,
+            errors::a_client_learns_that_the_backends_port_is_closed,
+        ],
+    );
+}
