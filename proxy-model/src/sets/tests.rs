@@ -49,7 +49,7 @@ fn slice(endpoints: &[&str]) -> Slice {
         service: "web".to_owned(),
         family: Family::Ipv4,
         endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
-        ports: vec![port],
+        ports: [port].into(),
     }
 }
 
