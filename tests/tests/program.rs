@@ -7,4 +7,5 @@ mod program {
     mod flows;
     mod load;
     mod packets;
+    mod tables;
 }

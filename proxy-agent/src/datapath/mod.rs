@@ -1,6 +1,7 @@
 //! The kernel side as the agent sees it: programs, maps, links. The only place that names aya.
 
 mod attach;
+mod batch;
 mod clock;
 mod list;
 mod load;
