@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use crate::{devices::NamePattern, ports::PortRange};
+use crate::{devices::NamePattern, ports::PortRange, show::ShowCommand};
 
 /// Sluice: a kube-proxy replacement that balances in the kernel.
 #[derive(Debug, Parser)]
@@ -20,10 +20,9 @@ pub struct Cli {
 pub enum Command {
     /// Serve this node: follow Services and EndpointSlices, keep the kernel's tables right.
     Run(Box<RunArgs>),
-    /// Show what is in the kernel: programs, devices, how full the tables are, what was dropped.
-    Status(ShowArgs),
-    /// Show the services in the kernel: frontends, backends, traffic.
-    Services(ShowArgs),
+    /// What people ask.
+    #[command(flatten)]
+    Show(ShowCommand),
 }
 
 /// Arguments of `run`.

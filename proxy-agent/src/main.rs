@@ -11,10 +11,9 @@ use clap::Parser as _;
 use futures::{StreamExt as _, stream::BoxStream};
 use proxy_agent::{
     cgroup::{self, CgroupError},
-    cli::{Cli, Command, LogFormat, RunArgs, ShowArgs, SocketLb, node_name},
-    datapath::Pins,
+    cli::{Cli, Command, LogFormat, RunArgs, SocketLb, node_name},
     options::options,
-    run, show, watch,
+    run, watch,
 };
 use proxy_model::Change;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,29 +21,16 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Run(args) => start(*args),
-        Command::Status(args) => print(&args, show::status),
-        Command::Services(args) => print(&args, show::services),
+        Command::Run(args) => start(*args).map(|()| ExitCode::SUCCESS),
+        Command::Show(command) => command.run().map_err(Into::into),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             let _stderr_is_gone =
                 writeln!(std::io::stderr(), "sluice: {}", proxy_agent::report(error.as_ref()));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Prints what `show` reads from the kernel. A reader that stops early (`| head`) is no error.
-fn print<T: show::Show>(
-    args: &ShowArgs,
-    read: fn(&Pins) -> Result<T, show::ShowError>,
-) -> anyhow::Result<()> {
-    let text = show::render(&read(&Pins::new(&args.pins.bpffs))?, args.output)?;
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }
 

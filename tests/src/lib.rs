@@ -13,6 +13,7 @@ pub mod counters;
 pub mod deployment;
 pub mod harness;
 pub mod kernel;
+pub mod listener;
 pub mod manifest;
 pub mod netns;
 pub mod packets;

@@ -205,7 +205,9 @@ pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     for program in Program::EVERYWHERE {
         datapath.program(program)?;
     }
-    let hz = clock::rate(datapath.program(Program::Clock)?)?;
+    let clock = datapath.program(Program::Clock)?;
+    clock::leave(pins, clock)?;
+    let hz = clock::rate(clock)?;
     tracing::debug!(hz, "kernel clock");
     settle(pins, hz)?;
     Ok(datapath)

@@ -14,7 +14,7 @@ mod sweep;
 mod tables;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
-pub use clock::ClockError;
+pub use clock::{Clock, ClockError};
 pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
 pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};

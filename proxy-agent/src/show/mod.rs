@@ -1,17 +1,34 @@
 //! What people ask the kernel. Everything here is read from pins: it is true whether or not an agent runs.
 
+mod backends;
+mod columns;
+mod command;
+mod flows;
+mod names;
+mod paint;
 mod services;
 mod status;
+mod time;
 
+use std::net::SocketAddr;
+
+use k8s_openapi::jiff::Timestamp;
+use proxy_common::tuple::Endpoint;
 use serde::Serialize;
 
 use crate::{
     cli::OutputFormat,
-    datapath::{AttachError, TableError},
+    datapath::{AttachError, ClockError, TableError},
 };
+use paint::Tone;
 
-pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services, services};
-pub use status::{BareDevice, DeviceRow, SocketHookRow, SocketStatus, Status, TableRow, status};
+pub use backends::{BackendRecord, BackendState, Backends, BackendsArgs};
+pub use command::{ServicesArgs, ShowCommand};
+pub use flows::{FlowFilter, FlowFilterArgs, FlowRow, FlowsArgs, StateName};
+pub use names::{ParseServiceError, ServiceFilter};
+pub use paint::Paint;
+pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services};
+pub use status::{BareDevice, DeviceRow, SocketHookRow, SocketStatus, Status, TableRow};
 
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -22,28 +39,43 @@ pub enum ShowError {
     /// The links cannot be read.
     #[error(transparent)]
     Links(#[from] AttachError),
+    /// There is no time.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// Nothing that was asked about is there.
+    #[error("no service port of {0} is in the kernel; `sluice services` lists them")]
+    NoService(String),
     /// It cannot be written as JSON.
     #[error("cannot write JSON")]
     Json(#[from] serde_json::Error),
+    /// It cannot be written at all.
+    #[error("cannot write")]
+    Output(#[from] std::io::Error),
 }
 
 /// Something to show.
 pub trait Show: Serialize {
     /// For people.
-    fn table(&self) -> String;
+    fn table(&self, paint: Paint) -> String;
 }
 
 /// The text in the format asked for.
-pub fn render<T: Show>(value: &T, format: OutputFormat) -> Result<String, ShowError> {
+fn render(value: &impl Show, format: OutputFormat, paint: Paint) -> Result<String, ShowError> {
     match format {
-        OutputFormat::Table => Ok(value.table()),
+        OutputFormat::Table => Ok(value.table(paint)),
         OutputFormat::Json => Ok(serde_json::to_string_pretty(value)?),
     }
 }
 
 /// A table without frames, columns apart by two spaces.
-fn grid<const N: usize>(header: [&str; N]) -> comfy_table::Table {
+fn grid<const N: usize>(header: [&str; N], paint: Paint) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
+    // Left to itself, it looks at standard output, which need not be where its lines go.
+    match paint {
+        Paint::Plain => table.force_no_tty(),
+        Paint::Colours => table.enforce_styling(),
+    };
+    let header = header.map(|heading| Paint::cell(heading, Tone::Heading));
     table.load_preset(comfy_table::presets::NOTHING).set_header(header);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
@@ -63,4 +95,14 @@ fn right<const N: usize>(table: &mut comfy_table::Table, columns: [usize; N]) {
             column.set_cell_alignment(comfy_table::CellAlignment::Right);
         }
     }
+}
+
+/// An end as people write it.
+fn socket(end: Endpoint) -> SocketAddr {
+    SocketAddr::new(end.address.to_ip(), end.port.to_host())
+}
+
+/// A time of the day, in UTC as in the agent's log.
+fn moment(time: Timestamp) -> String {
+    time.strftime("%H:%M:%S").to_string()
 }

@@ -102,7 +102,7 @@ pub struct TableRow {
 }
 
 /// Reads it from the kernel.
-pub fn status(pins: &Pins) -> Result<Status, ShowError> {
+pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
     let mut flows = BTreeMap::new();
     let mut rewritten_sources = 0;
     let mut entries = 0;

@@ -5,7 +5,7 @@
 //! ([`fragments`]) and from the nodes themselves ([`sockets`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
 //! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
 //! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
-//! ([`demo`], [`status`])?
+//! ([`demo`], [`status`], [`show`])?
 
 mod demo;
 mod devices;
@@ -24,6 +24,7 @@ mod reach;
 mod refuse;
 mod sctp;
 mod shapes;
+mod show;
 mod sockets;
 mod source;
 mod spread;

@@ -1,0 +1,78 @@
+//! The commands that show something, as the command line has them.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use clap::{Args, Subcommand};
+
+use super::{
+    BackendsArgs, FlowsArgs, Paint, ServiceFilter, Show, ShowError, backends, flows, render, services, status,
+};
+use crate::{cli::ShowArgs, datapath::Pins};
+
+/// What people ask.
+#[derive(Debug, Subcommand)]
+pub enum ShowCommand {
+    /// Show what is in the kernel: programs, devices, how full the tables are, what was dropped.
+    Status(ShowArgs),
+    /// Show the services in the kernel: frontends, backends, traffic.
+    Services(ServicesArgs),
+    /// Show the backends in the kernel: of which service, whether they serve, and how many flows they have.
+    Backends(BackendsArgs),
+    /// Show the flows through services, each once: from whom, to whom, how far they have come.
+    ///
+    /// Connections of the node's own processes are not among them: they get their backend when they connect, and their
+    /// packets pass as they are.
+    Flows(FlowsArgs),
+}
+
+/// Arguments of `services`.
+#[derive(Debug, Args)]
+pub struct ServicesArgs {
+    /// Only this Service, or this port of it
+    #[arg(long, value_name = "NS/NAME[:PORT]")]
+    pub service: Option<ServiceFilter>,
+    /// What all commands have.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+impl ShowCommand {
+    /// Prints what was asked for. Returns the status to exit with.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or printed. A reader that stops early (`| head`) is no error.
+    pub fn run(self) -> Result<ExitCode, ShowError> {
+        let done = match self {
+            Self::Status(args) => print(&args, &status::status(&args.pins())?),
+            Self::Services(args) => {
+                print(&args.show, &services::services(&args.show.pins(), args.service.as_ref())?)
+            }
+            Self::Backends(args) => {
+                print(&args.show, &backends::backends(&args.show.pins(), args.service.as_ref())?)
+            }
+            Self::Flows(args) => flows::run(&args),
+        };
+        match done {
+            Err(ShowError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+        .map(|()| ExitCode::SUCCESS)
+    }
+}
+
+impl ShowArgs {
+    /// What is to be read.
+    pub(super) fn pins(&self) -> Pins {
+        Pins::new(&self.pins.bpffs)
+    }
+}
+
+/// Prints something that is read as a whole.
+fn print(args: &ShowArgs, value: &impl Show) -> Result<(), ShowError> {
+    let text = render(value, args.output, Paint::detect())?;
+    Ok(writeln!(io::stdout(), "{text}")?)
+}
