@@ -8,7 +8,8 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{
-    BackendsArgs, FlowsArgs, Paint, ServiceFilter, Show, ShowError, backends, flows, render, services, status,
+    BackendsArgs, ExplainArgs, FlowsArgs, Paint, ServiceFilter, Show, ShowError, backends, explain, flows,
+    render, services, status,
 };
 use crate::{cli::ShowArgs, datapath::Pins};
 
@@ -26,6 +27,11 @@ pub enum ShowCommand {
     /// Connections of the node's own processes are not among them: they get their backend when they connect, and their
     /// packets pass as they are.
     Flows(FlowsArgs),
+    /// Explain what becomes of a connection: which service it is for, who may answer and why nobody else, whether its
+    /// source is rewritten, and where all that is decided.
+    ///
+    /// The verdict is the kernel's own decision, taken on the kernel's own tables; nothing is sent, and nothing changes.
+    Explain(Box<ExplainArgs>),
 }
 
 /// Arguments of `services`.
@@ -55,6 +61,7 @@ impl ShowCommand {
                 print(&args.show, &backends::backends(&args.show.pins(), args.service.as_ref())?)
             }
             Self::Flows(args) => flows::run(&args),
+            Self::Explain(args) => print(&args.show, &explain::explain(&args)?),
         };
         match done {
             Err(ShowError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -15,6 +15,7 @@ use clap::{Args, builder::RangedU64ValueParser};
 use serde::Serialize;
 
 pub use filter::{FlowFilter, FlowFilterArgs, StateName};
+pub(super) use print::table;
 pub(super) use read::Reader;
 
 use super::{BackendState, Paint, ShowError};
@@ -80,7 +81,7 @@ pub(super) fn run(args: &FlowsArgs) -> Result<(), ShowError> {
     let mut out = BufWriter::new(io::stdout().lock());
     let rows = reader.rows(&filter);
     match args.show.output {
-        OutputFormat::Table => print::table(rows, Paint::detect(), &mut out)?,
+        OutputFormat::Table => table(rows, Paint::detect(), &mut out)?,
         OutputFormat::Json => print::json(rows, &mut out)?,
     }
     Ok(out.flush()?)

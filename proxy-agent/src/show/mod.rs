@@ -3,6 +3,7 @@
 mod backends;
 mod columns;
 mod command;
+mod explain;
 mod flows;
 mod names;
 mod paint;
@@ -19,11 +20,17 @@ use serde::Serialize;
 use crate::{
     cli::OutputFormat,
     datapath::{AttachError, ClockError, TableError},
+    devices::DeviceError,
 };
 use paint::Tone;
 
 pub use backends::{BackendRecord, BackendState, Backends, BackendsArgs};
 pub use command::{ServicesArgs, ShowCommand};
+pub use explain::{
+    AffinityMapping, AttachedHook, Candidate, ChosenSet, Client, ExplainArgs, Explanation, MatchedFrontend,
+    ObjectArgs, ObjectVerdict, ObjectsError, Origin, Outcome, ParseSourceError, ParseTargetError, Path,
+    Source, SourceError, SourceRanges, Target, Verdict,
+};
 pub use flows::{FlowFilter, FlowFilterArgs, FlowRow, FlowsArgs, StateName};
 pub use names::{ParseServiceError, ServiceFilter};
 pub use paint::Paint;
@@ -39,6 +46,15 @@ pub enum ShowError {
     /// The links cannot be read.
     #[error(transparent)]
     Links(#[from] AttachError),
+    /// Devices and routes cannot be read.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    /// The client's place is not known.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The objects cannot be read.
+    #[error(transparent)]
+    Objects(#[from] ObjectsError),
     /// There is no time.
     #[error(transparent)]
     Clock(#[from] ClockError),

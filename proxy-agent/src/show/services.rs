@@ -183,13 +183,6 @@ impl Reader {
         let Frontend { service: _, flags, affinity, slots, outside } = *frontend;
         let address = SocketAddr::new(key.address.to_ip(), key.port.to_host());
         let facts = self.addresses.get(&key.address)?.unwrap_or_default();
-        let kind = if address.ip().is_unspecified() {
-            FrontendKind::NodePort
-        } else if facts.contains(AddressFlags::CLUSTER_IP) {
-            FrontendKind::ClusterIp
-        } else {
-            FrontendKind::External
-        };
         let outside = if flags.contains(FrontendFlags::BY_ORIGIN) {
             Some(Outside {
                 without_backends: without_backends(flags, FrontendFlags::DROP_OUTSIDE_WHEN_EMPTY),
@@ -201,7 +194,7 @@ impl Reader {
         Ok(FrontendRow {
             address,
             protocol: format!("{:?}", key.protocol),
-            kind,
+            kind: kind_of(key, facts),
             flags: flags.names().collect(),
             affinity_seconds: affinity,
             without_backends: without_backends(flags, FrontendFlags::DROP_WHEN_EMPTY),
@@ -228,12 +221,23 @@ impl Reader {
     }
 }
 
+/// What kind of address a frontend is, at an address of which these facts are known.
+pub(super) fn kind_of(key: &FrontendKey, facts: AddressFlags) -> FrontendKind {
+    if key.is_node_port() {
+        FrontendKind::NodePort
+    } else if facts.contains(AddressFlags::CLUSTER_IP) {
+        FrontendKind::ClusterIp
+    } else {
+        FrontendKind::External
+    }
+}
+
 fn without_backends(flags: FrontendFlags, silent: FrontendFlags) -> &'static str {
     if flags.contains(silent) { "dropped" } else { "refused" }
 }
 
 /// A source range as people write it.
-fn cidr(range: &SourceRange) -> String {
+pub(super) fn cidr(range: &SourceRange) -> String {
     let ip = range.data.address.to_ip();
     let whole = SourceRange::of(range.data.service, range.data.address).prefix_length;
     let bits = match ip {

@@ -22,6 +22,7 @@ use proxy_common::{
 };
 use serde::Serialize;
 
+pub(super) use print::explanation;
 pub use sockets::{SocketHookRow, SocketStatus};
 
 use super::ShowError;

@@ -32,8 +32,9 @@ pub struct Process {
 
 impl Process {
     /// As session affinity knows it: an address that no host can have, made of its namespace.
+    #[must_use]
     #[inline(always)]
-    pub(super) const fn client(&self) -> Addr {
+    pub const fn client(&self) -> Addr {
         let [low, high] = halves(self.namespace);
         Addr::from_v6_words([u32::MAX, u32::MAX, low, high])
     }

@@ -1,5 +1,6 @@
 //! What the commands say of the kernel is what was done.
 
+mod explain;
 mod flows;
 
 use serde_json::Value;

@@ -143,6 +143,20 @@ pub struct FlowFilter {
 }
 
 impl FlowFilter {
+    /// Those between two ends that are not over.
+    pub(in crate::show) fn between(client: IpAddr, frontend: SocketAddr, protocol: Protocol) -> Self {
+        let host = |ip: IpAddr| Cidr::host(ip.to_canonical());
+        let protocols = [ProtocolName::Tcp, ProtocolName::Udp, ProtocolName::Sctp];
+        let args = FlowFilterArgs {
+            client: Some(EndFilter { network: host(client), port: None }),
+            frontend: Some(EndFilter { network: host(frontend.ip()), port: Some(frontend.port()) }),
+            protocol: protocols.into_iter().find(|name| name.protocol() == protocol),
+            state: StateName::value_variants().iter().filter(|state| !state.0.is_over()).copied().collect(),
+            ..FlowFilterArgs::default()
+        };
+        Self { services: None, args }
+    }
+
     /// Whether flows of a service port between these ends may be shown: all that one direction tells.
     pub(super) fn admits(
         &self,

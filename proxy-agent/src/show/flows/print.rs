@@ -20,7 +20,7 @@ pub(super) const HEADER: [&str; 9] =
     ["SERVICE", "PROTO", "CLIENT", "FRONTEND", "BACKEND", "STATE", "IDLE", "EXPIRES", "NOTES"];
 
 /// Prints a table. What does not fit on the first page follows in the kernel's order.
-pub(super) fn table(
+pub(in crate::show) fn table(
     rows: impl Iterator<Item = Result<FlowRow, ShowError>>,
     paint: Paint,
     out: &mut impl Write,

@@ -119,7 +119,7 @@ fn list(counts: &BTreeMap<&str, u64>) -> String {
 }
 
 /// What a drop reason means to whoever runs the node.
-const fn explanation(reason: DropReason) -> &'static str {
+pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
     match reason {
         DropReason::NoBackend => "the service has no endpoint that is ready; clients are told",
         DropReason::FlowTableFull => "no room to remember another flow",
