@@ -494,20 +494,30 @@ fn the_host_is_served_while_the_agent_is_dead_and_all_through_its_restart() {
 }
 
 /// A cgroup for threads of this process, gone with this value.
-struct Threads(PathBuf);
+pub(crate) struct Threads(PathBuf);
 
 impl Threads {
-    fn create() -> Result<Self> {
-        let dir = own_cgroup()?.join("pod");
+    pub(crate) fn create(name: &str) -> Result<Self> {
+        let dir = own_cgroup()?.join(name);
         fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
         let threads = Self(dir);
         fs::write(threads.0.join("cgroup.type"), "threaded").context("make a threaded cgroup")?;
         Ok(threads)
     }
 
-    /// Moves the calling thread there, and with it those that it starts.
-    fn enter(&self) -> Result<()> {
-        fs::write(self.0.join("cgroup.threads"), "0").context("enter the cgroup")
+    /// The flag that has an agent serve them, and nobody else.
+    pub(crate) fn flag(&self) -> String {
+        format!("--cgroup={}", self.0.display())
+    }
+
+    /// Executes `work` on a thread there, with those that it starts.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let inside = || {
+            fs::write(self.0.join("cgroup.threads"), "0").context("enter the cgroup")?;
+            work()
+        };
+        thread::scope(|scope| scope.spawn(inside).join())
+            .unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
     }
 }
 
@@ -521,12 +531,11 @@ impl Drop for Threads {
 /// Only threads in a cgroup of its own are served: that of this process has other tests' pods in it.
 #[test]
 fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets() {
-    let threads = match Threads::create() {
+    let threads = match Threads::create("pod") {
         Ok(threads) => threads,
         Err(reason) => return unsupported(&reason),
     };
-    let cgroup = format!("--cgroup={}", threads.0.display());
-    Setup::new(1).telling(&["--socket-lb=on", &cgroup]).alone().run(|cluster, agents| {
+    Setup::new(1).telling(&["--socket-lb=on", &threads.flag()]).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let near = Backend::on(node, "near")?;
         let client = node.add_pod("client")?;
@@ -536,15 +545,7 @@ fn a_pods_connection_goes_straight_to_its_backend_if_pods_are_served_at_sockets(
             let (to, pod) = (service.frontend(family), near.pod.machine.addresses.at(TARGET_PORT).of(family));
             let open = || Connection::open(&client.machine.namespace, to, Source::AnyPort);
             for (is_inside, expected) in [(true, pod), (false, to)] {
-                let connection = thread::scope(|scope| {
-                    let work = || {
-                        if is_inside {
-                            threads.enter()?;
-                        }
-                        open()
-                    };
-                    scope.spawn(work).join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
-                })?;
+                let connection = if is_inside { threads.run(open) } else { open() }?;
                 ensure!(connection.backend == "near" && connection.peer()? == to, "{connection:?}");
                 ensure!(connection.seen_as == connection.local()?, "seen as {}", connection.seen_as);
                 // What the socket puts on its packets.

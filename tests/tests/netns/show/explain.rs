@@ -7,7 +7,7 @@ use proxy_common::drop::DropReason;
 use serde_json::Value;
 use sluice_tests::{
     agent::Agent,
-    harness::Setup,
+    harness::{Setup, unsupported},
     service::{Condition, Member, PORT, Service, TARGET_PORT},
     topology::{Addresses, Ends, Family, Machine, Node},
     traffic::{Connection, Protocol, Source},
@@ -17,6 +17,7 @@ use super::list;
 use crate::{
     Backend,
     expect::{ask, expect_dropped, expect_refused, expect_tcp_refused},
+    sockets::Threads,
 };
 
 const NODE_PORT: u16 = 30_082;
@@ -238,7 +239,12 @@ fn explanations_come_true_for_processes_of_the_node() {
 
 #[test]
 fn explanations_tell_where_pods_are_served_at_their_sockets() {
-    Setup::new(2).telling(&["--socket-lb=on"]).alone().run(|cluster, agents| {
+    // Those of this process's own cgroup are other tests' pods, too.
+    let threads = match Threads::create("explained") {
+        Ok(threads) => threads,
+        Err(reason) => return unsupported(&reason),
+    };
+    Setup::new(2).telling(&["--socket-lb=on", &threads.flag()]).alone().run(|cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;
@@ -256,7 +262,7 @@ fn explanations_tell_where_pods_are_served_at_their_sockets() {
                     Ok(list(&all, "services").iter().filter_map(|row| row["packets"].as_u64()).sum())
                 };
                 let before = packets()?;
-                ask(&pod.machine, to, protocol)?;
+                threads.run(|| ask(&pod.machine, to, protocol))?;
                 // What is decided at the socket is no service's packet.
                 ensure!((packets()? > before) == (path == "tc"), "{to}/{protocol} is not served by {path}");
             }
