@@ -24,6 +24,7 @@ pub mod crc32c;
 pub mod device;
 pub mod drop;
 pub mod endian;
+pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod fragment;
@@ -39,4 +40,4 @@ pub mod tuple;
 ///
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
 /// agent never adopts maps which it would misread.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;

@@ -16,6 +16,7 @@ use crate::{
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
     drop::DropReason,
+    event::Listener,
     filter::{FilterLine, LINES},
     flow::FlowEntry,
     fragment::{FragmentKey, Ports},
@@ -45,6 +46,8 @@ pub enum TableKind {
     Array,
     /// Array with a value per CPU.
     PerCpuArray,
+    /// Ring of records that one reader takes out; no keys, and its capacity in bytes.
+    Ring,
 }
 
 /// One map.
@@ -57,7 +60,7 @@ pub trait Table {
     const NAME: &'static str;
     /// Kind of the map.
     const KIND: TableKind;
-    /// Entries.
+    /// Entries; of a ring, bytes.
     const CAPACITY: u32;
 }
 
@@ -264,4 +267,40 @@ impl Table for Sockets {
     const NAME: &'static str = "SOCKETS";
     const KIND: TableKind = TableKind::LruHash;
     const CAPACITY: u32 = 65_536;
+}
+
+/// 0 -> who listens to events. Written by whoever does, read for each new flow and each drop.
+#[derive(Debug)]
+pub enum Listeners {}
+
+impl Table for Listeners {
+    type Key = u32;
+    type Value = Listener;
+    const NAME: &'static str = "LISTENERS";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = 1;
+}
+
+/// Records of [`Event`](crate::event::Event). Written by the datapath, and at sockets, while somebody listens.
+#[derive(Debug)]
+pub enum Events {}
+
+impl Table for Events {
+    type Key = ();
+    type Value = ();
+    const NAME: &'static str = "EVENTS";
+    const KIND: TableKind = TableKind::Ring;
+    const CAPACITY: u32 = 512 << 10;
+}
+
+/// 0 -> events that found no room in the ring. Written by the datapath, read by whoever listens.
+#[derive(Debug)]
+pub enum LostEvents {}
+
+impl Table for LostEvents {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "LOST_EVENTS";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = 1;
 }

@@ -26,7 +26,7 @@ use proxy_common::{
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, First, FlowRef, Found, Insert, InsertError, Tables, Translation},
+    lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
     ranges::{SourceRange, SourceRangeData},
     socket::{SocketEntry, SocketKey},
     tables::{
@@ -37,7 +37,7 @@ use proxy_common::{
     tuple::{FlowKey, Hook},
 };
 
-use crate::verified;
+use crate::{events, verified};
 
 type Key<T> = <T as Table>::Key;
 type Value<T> = <T as Table>::Value;
@@ -335,6 +335,11 @@ impl Tables for Maps {
             }
         }
     }
+
+    #[inline(always)]
+    fn tell_flow(&self, device: u32) {
+        events::flow(device);
+    }
 }
 
 impl lb::Sockets for Maps {
@@ -348,5 +353,10 @@ impl lb::Sockets for Maps {
     #[inline(always)]
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
         let _forgotten = SOCKETS.insert(key, entry, 0);
+    }
+
+    #[inline(always)]
+    fn tell_choice(&self, process: &Process, backend: &Backend) {
+        events::choice(process, backend);
     }
 }

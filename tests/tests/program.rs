@@ -4,6 +4,7 @@ mod program {
     mod affinity;
     mod bed;
     mod errors;
+    mod events;
     mod flows;
     mod load;
     mod packets;

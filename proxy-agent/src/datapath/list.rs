@@ -1,8 +1,9 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Events, Flows, Fragments, Frontends,
+    Listeners, LostEvents, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+    SourceRanges, Table,
 };
 
 /// Something to be done with every table.
@@ -32,5 +33,8 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<ServiceNames>()?;
     visitor.visit::<ServiceTraffic>()?;
     visitor.visit::<ServiceDrops>()?;
-    visitor.visit::<Drops>()
+    visitor.visit::<Drops>()?;
+    visitor.visit::<Listeners>()?;
+    visitor.visit::<Events>()?;
+    visitor.visit::<LostEvents>()
 }

@@ -13,7 +13,7 @@ use std::{
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
     util::nr_cpus,
@@ -148,6 +148,7 @@ fn open<T: Table>(pins: &Pins) -> Result<Opened, TableError> {
         TableKind::LpmTrie => MapType::LpmTrie,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
+        TableKind::Ring => MapType::RingBuf,
     };
     if kind != expected {
         return Err(mismatch("type", format!("{kind:?}"), format!("{expected:?}")));
@@ -172,6 +173,11 @@ fn open<T: Table>(pins: &Pins) -> Result<Opened, TableError> {
 struct Opened {
     map: Map,
     fd: OwnedFd,
+}
+
+/// Opens the pin of a ring.
+pub(super) fn open_ring<T: Table>(pins: &Pins) -> Result<RingBuf<MapData>, TableError> {
+    RingBuf::try_from(open::<T>(pins)?.map).map_err(kernel::<T>("cannot use it"))
 }
 
 /// A hash table, opened by its pin.

@@ -8,8 +8,8 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{
-    BackendsArgs, ExplainArgs, FlowsArgs, Paint, ServiceFilter, Show, ShowError, backends, explain, flows,
-    render, services, status,
+    BackendsArgs, ExplainArgs, FlowsArgs, MonitorArgs, Paint, PreflightArgs, ServiceFilter, Show, ShowError, TopArgs, backends,
+    explain, flows, monitor, preflight, render, services, status, top,
 };
 use crate::{cli::ShowArgs, datapath::Pins};
 
@@ -32,6 +32,18 @@ pub enum ShowCommand {
     ///
     /// The verdict is the kernel's own decision, taken on the kernel's own tables; nothing is sent, and nothing changes.
     Explain(Box<ExplainArgs>),
+    /// Tell what happens, as it does: flows that begin, and what is dropped or refused and why.
+    ///
+    /// The datapath tells only while this runs: it costs a lookup for each new flow and each drop, and nothing for any
+    /// other packet. One can run at a time on a node.
+    Monitor(MonitorArgs),
+    /// Show what each service port does per second: new flows, packets and bits both ways, drops.
+    ///
+    /// On a terminal it stays and takes keys; elsewhere it prints text, again and again unless --once is given.
+    Top(TopArgs),
+    /// Say whether Sluice can run on this machine, and who else balances here. Attaches and changes nothing; exits with 1
+    /// if something is missing.
+    Preflight(PreflightArgs),
 }
 
 /// Arguments of `services`.
@@ -61,6 +73,12 @@ impl ShowCommand {
                 print(&args.show, &backends::backends(&args.show.pins(), args.service.as_ref())?)
             }
             Self::Flows(args) => flows::run(&args),
+            Self::Preflight(args) => {
+                let found = preflight::preflight(&args)?;
+                return print(&args.show, &found).map(|()| found.exit_code());
+            }
+            Self::Top(args) => top::run(&args),
+            Self::Monitor(args) => monitor::run(&args),
             Self::Explain(args) => print(&args.show, &explain::explain(&args)?),
         };
         match done {

@@ -3,13 +3,17 @@
 mod backends;
 mod columns;
 mod command;
+mod ends;
 mod explain;
 mod flows;
+mod monitor;
 mod names;
 mod paint;
+mod preflight;
 mod services;
 mod status;
 mod time;
+mod top;
 
 use std::net::SocketAddr;
 
@@ -19,23 +23,27 @@ use serde::Serialize;
 
 use crate::{
     cli::OutputFormat,
-    datapath::{AttachError, ClockError, TableError},
+    datapath::{AttachError, ClockError, ListenError, TableError},
     devices::DeviceError,
 };
 use paint::Tone;
 
 pub use backends::{BackendRecord, BackendState, Backends, BackendsArgs};
 pub use command::{ServicesArgs, ShowCommand};
+pub use ends::{EndFilter, EndFilterArgs, ParseEndError, ProtocolName};
 pub use explain::{
     AffinityMapping, AttachedHook, Candidate, ChosenSet, Client, ExplainArgs, Explanation, MatchedFrontend,
     ObjectArgs, ObjectVerdict, ObjectsError, Origin, Outcome, ParseSourceError, ParseTargetError, Path,
     Source, SourceError, SourceRanges, Target, Verdict,
 };
 pub use flows::{FlowFilter, FlowFilterArgs, FlowRow, FlowsArgs, StateName};
+pub use monitor::{EventRow, Happening, MonitorArgs};
 pub use names::{ParseServiceError, ServiceFilter};
 pub use paint::Paint;
+pub use preflight::{Check, Preflight, PreflightArgs};
 pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services};
 pub use status::{BareDevice, DeviceRow, SocketHookRow, SocketStatus, Status, TableRow};
+pub use top::{Column, Rates, ServiceRates, TopArgs};
 
 /// Why something cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +63,9 @@ pub enum ShowError {
     /// The objects cannot be read.
     #[error(transparent)]
     Objects(#[from] ObjectsError),
+    /// Nobody can listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// There is no time.
     #[error(transparent)]
     Clock(#[from] ClockError),

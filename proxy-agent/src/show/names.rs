@@ -57,6 +57,11 @@ impl Names {
         self.0.get(&id).cloned().unwrap_or_else(|| format!("(unnamed, id {})", id.0))
     }
 
+    /// Whether a service port has one.
+    pub(super) fn has(&self, id: ServiceId) -> bool {
+        self.0.contains_key(&id)
+    }
+
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ServiceId, &str)> {
         self.0.iter().map(|(id, name)| (*id, name.as_str()))

@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Addr,
-    backend::BackendId,
+    backend::{Backend, BackendId},
     config::SocketFlags,
     drop::DropReason,
     filter::AddressRoles,
@@ -60,6 +60,10 @@ pub trait Sockets {
     fn socket(&self, key: &SocketKey) -> Option<SocketEntry>;
     /// Writes it. A full table forgets another entry.
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry);
+
+    /// Tells whoever listens that a process was given a backend.
+    #[inline(always)]
+    fn tell_choice(&self, _process: &Process, _backend: &Backend) {}
 }
 
 /// The decision for a socket that connects, or a datagram that a socket sends to an address.
@@ -119,6 +123,7 @@ fn remember<T: Tables + Sockets>(tables: &T, process: &Process, key: &SocketKey,
         tables.set_socket(key, &entry(backend.end()));
     }
     tables.set_socket(&SocketKey::new(process.socket, backend.end(), View::BACKEND), &entry(process.end));
+    tables.tell_choice(process, &backend);
     Wish::Instead(backend.end())
 }
 

@@ -15,7 +15,10 @@ use proxy_common::{
     tuple::{Endpoint, Protocol},
 };
 
-use crate::maps::{self, Maps};
+use crate::{
+    events,
+    maps::{self, Maps},
+};
 
 /// Go on, perhaps with another address.
 const PROCEED: i32 = 1;
@@ -116,12 +119,14 @@ pub(crate) fn towards<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
         Wish::Refused(reason) => {
             maps::count_drop(reason);
+            events::refusal(&process, reason);
             // SAFETY: a plain helper call.
             unsafe { bpf_set_retval(REFUSED) };
             REFUSE
         }
         Wish::Forbidden(reason) => {
             maps::count_drop(reason);
+            events::refusal(&process, reason);
             REFUSE
         }
     }

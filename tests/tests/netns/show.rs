@@ -2,6 +2,8 @@
 
 mod explain;
 mod flows;
+mod machine;
+mod monitor;
 
 use serde_json::Value;
 

@@ -75,8 +75,9 @@ impl Reader {
     ) -> Result<Option<FlowRow>, TableError> {
         let FlowEntry { peer, head } = entry;
         let is_wanted = head.direction == Direction::ORIGINAL && head.service != ServiceId::NONE;
-        let (client, frontend) = (key.source_end(), key.destination_end());
-        if !is_wanted || !filter.admits(head.service, client, frontend, peer.source_end(), key.protocol) {
+        let (client, frontend) = (Some(key.source_end()), Some(key.destination_end()));
+        let backend = Some(peer.source_end());
+        if !is_wanted || !filter.ends.admit(Some(head.service), client, frontend, backend, key.protocol) {
             return Ok(None);
         }
         let joint = Joint {
