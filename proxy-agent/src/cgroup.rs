@@ -1,4 +1,7 @@
-//! Where the cgroup2 hierarchy is.
+//! Where the cgroup2 hierarchy is, and where pods are in it.
+
+mod name;
+mod pods;
 
 use std::{
     fs, io,
@@ -7,6 +10,8 @@ use std::{
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+pub use pods::with_pod_cgroups;
 
 /// Why there is no cgroup to serve.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,17 @@ pub fn find() -> Result<PathBuf, CgroupError> {
 #[must_use]
 pub fn is_root(dir: &Path) -> bool {
     !dir.join("cgroup.events").exists()
+}
+
+/// Where a directory is below the root of the whole hierarchy; `None` if no mount shows that root, as in a container with a
+/// cgroup namespace of its own.
+#[must_use]
+pub fn place(dir: &Path) -> Option<PathBuf> {
+    let dir = dir.canonicalize().ok()?;
+    let roots = mounts().into_iter().filter(|mount| is_root(mount));
+    roots
+        .filter_map(|root| root.canonicalize().ok())
+        .find_map(|root| Some(dir.strip_prefix(root).ok()?.to_owned()))
 }
 
 /// Every place where cgroup2 is mounted, the usual ones first.
@@ -121,5 +137,7 @@ mod tests {
         check(&dir).unwrap();
         let id = fs::metadata(&dir).unwrap().ino();
         assert_eq!(fs::metadata(directory_of(id).unwrap()).unwrap().ino(), id);
+        assert_eq!(place(&dir), is_root(&dir).then(PathBuf::new));
+        assert_eq!(place(Path::new("/proc")), None);
     }
 }

@@ -3,15 +3,25 @@
 //! ```text
 //! watch --Change--> model --writes--> datapath (maps)
 //! devices --------------- attach ---> datapath (links)
+//!         run: the loop of it all --> health, metrics --> http
+//!                                 --> events
 //! ```
 #![deny(unsafe_code)]
 
 pub mod cgroup;
 pub mod cli;
+pub mod config;
 pub mod datapath;
 pub mod devices;
-pub mod options;
+pub mod diag;
+mod directory;
+mod document;
+pub mod events;
+pub mod health;
+pub mod http;
+pub mod metrics;
 pub mod ports;
+mod random;
 pub mod run;
 pub mod show;
 pub mod watch;

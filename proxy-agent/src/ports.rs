@@ -2,8 +2,11 @@
 
 use std::{fmt, io, num::ParseIntError, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 /// Ports one after the other, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PortRange {
     first: u16,
     last: u16,
@@ -69,6 +72,20 @@ impl FromStr for PortRange {
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = ParseRangeError;
+
+    fn try_from(text: String) -> Result<Self, ParseRangeError> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> Self {
+        range.to_string()
     }
 }
 

@@ -3,44 +3,56 @@
 //! One task owns the model and the tables, so there are no locks. Whatever woke it, a round ends the same way: plan,
 //! commit, and come back soon if something could not be finished.
 
+mod audit;
 mod placing;
 mod settings;
 mod sockets;
+mod stale;
+mod sweeping;
+mod telling;
 
 use std::{
-    collections::BTreeSet,
     future::Future,
+    net::IpAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use futures::{Stream, StreamExt as _};
 use proxy_common::{
-    config::SocketFlags,
-    tables::{Flows, Table as _},
+    config::{SocketFlags, SocketSettings},
+    pod::PodReasons,
 };
-use proxy_model::{Change, CommitError, DetectLocal, Model};
+use proxy_model::{Change, DetectLocal, Model};
 use tokio::{
-    task::{JoinError, JoinSet},
-    time::sleep_until,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
-use self::{placing::Placing, settings::Settings, sockets::Sockets};
+use self::{
+    audit::Auditing,
+    placing::Placing,
+    settings::Settings,
+    sockets::Sockets,
+    stale::StaleSockets,
+    telling::{Failing, Telling},
+};
 use crate::{
-    datapath::{
-        self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, Sweep, TableError, sweep,
-    },
+    datapath::{self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, TableError},
     devices::{DeviceError, DeviceRules, Devices},
+    metrics::Standing,
     ports::PortRange,
 };
 
-pub use self::sockets::NamespaceError;
+pub use self::{settings::ConntrackTimeouts, sockets::NamespaceError, telling::Outlets};
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// Changes taken together into one plan, at most.
 const BATCH: usize = 4096;
+/// How often the loop shows that it goes round, if nothing else happens.
+const BEAT: Duration = Duration::from_secs(10);
 
 /// What the agent runs with.
 #[derive(Clone, Debug)]
@@ -55,6 +67,10 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Who is served at sockets.
     pub sockets: SocketOptions,
+    /// How long after an audit of the tables the next one begins.
+    pub audit_interval: Duration,
+    /// How long flows may be silent.
+    pub timeouts: ConntrackTimeouts,
 }
 
 /// Who is served at sockets.
@@ -62,6 +78,8 @@ pub struct Options {
 pub struct SocketOptions {
     /// What is switched on.
     pub flags: SocketFlags,
+    /// Reasons for which pods are served.
+    pub pods: PodReasons,
     /// The cgroup whose processes are served; if there is none, nobody is.
     pub cgroup: Option<PathBuf>,
 }
@@ -92,17 +110,22 @@ pub enum RunError {
 /// Runs until `stop` completes. The datapath goes on working afterwards: maps and links stay pinned.
 pub async fn run(
     options: Options,
+    outlets: Outlets,
     changes: impl Stream<Item = Change> + Unpin,
     stop: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let mut agent = Agent::start(options)?;
+    let mut agent = Agent::start(options, outlets)?;
     let mut devices = Devices::watch()?;
+    agent.telling.start();
     agent.place(&mut devices).await?;
     agent.serve_sockets();
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
+    let mut stale = StaleSockets::new(&agent.pins, agent.sockets.protocols());
     // Outlives a round: a busy cluster must not put off what failed.
     let mut retry_at = None;
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(stop);
     loop {
         tokio::select! {
@@ -112,10 +135,10 @@ pub async fn run(
             () = sleep_until(agent.sweep_at.into()), if sweeping.is_empty() => agent.start_sweep(&mut sweeping),
             Some(swept) = sweeping.join_next() => {
                 agent.finish_sweep(swept);
-                if agent.has_lost_programs() {
-                    agent.place_again(&mut devices).await;
-                }
+                agent.look_after_programs(&mut devices).await;
             }
+            () = sleep_until(agent.auditing.due().into()) => agent.audit(),
+            () = stale.proceed() => {}
             () = reached(retry_at) => {
                 retry_at = None;
                 if agent.is_misplaced() {
@@ -123,11 +146,22 @@ pub async fn run(
                 }
                 agent.serve_sockets();
             }
+            _ = beat.tick() => {}
         }
         agent.program();
+        stale.note(&agent.model.take_retired(), agent.model.resets());
         retry_at = agent.is_unfinished().then(|| retry_at.unwrap_or_else(|| Instant::now() + RETRY));
     }
     info!("stopping; the datapath goes on by itself");
+    Ok(())
+}
+
+/// Does what needs no object and attaches nothing: sees whether the kernel takes every program, and makes the tables
+/// (LIFE-10). What an earlier run has left serves on.
+pub fn prepare(options: &Options) -> Result<(), RunError> {
+    let pins = Pins::new(&options.bpffs);
+    datapath::load(&pins)?.load_all()?;
+    info!(pins = %pins.root().display(), "the kernel takes all programs, and the tables are there; nothing was attached");
     Ok(())
 }
 
@@ -139,25 +173,13 @@ async fn reached(time: Option<Instant>) {
     }
 }
 
-/// A failed write in words, with its cause. The cause names the table.
-fn describe(failure: &CommitError<TableError>) -> String {
-    let cause = crate::report(&failure.source);
-    match &failure.port {
-        Some(port) => format!("{port}: {cause}"),
-        None => cause,
-    }
-}
-
-/// A finished sweep, and the model's time when it began.
-type Swept = Result<(Duration, Sweep), TableError>;
-
 struct Agent {
     pins: Pins,
     datapath: Datapath,
     tables: KernelTables,
     model: Model,
-    /// Origin of the model's time.
-    started: Instant,
+    /// Those who want to know how it goes. Their clock is the model's too.
+    telling: Telling,
     settings: Settings,
     /// How local traffic is detected.
     detect_local: DetectLocal,
@@ -165,21 +187,22 @@ struct Agent {
     sockets: Sockets,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
+    auditing: Auditing,
     /// When the flow table is to be swept again.
     sweep_at: Instant,
     /// How full the latest sweep left the flow table.
     pressure: Pressure,
     /// Whether the flow table was short of room and has not recovered.
     is_short_of_room: bool,
-    /// Writes that failed in the latest round, as they were logged.
-    failing: BTreeSet<String>,
+    /// The node's addresses, as they were listed last.
+    addresses: Vec<IpAddr>,
     /// Whether the first full set of objects has been programmed.
     synced: bool,
 }
 
 impl Agent {
-    fn start(options: Options) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets } = options;
+    fn start(options: Options, outlets: Outlets) -> Result<Self, RunError> {
+        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts } = options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
         let mut datapath = datapath::load(&pins)?;
@@ -194,11 +217,8 @@ impl Agent {
             frontends = restored.frontends.len(),
             "datapath loaded; frontends found from an earlier run go on serving"
         );
-        if model.detect_local == DetectLocal::ClusterCidr(Vec::new()) {
-            info!("without --cluster-cidr, clients are not told to be pods by their address");
-        }
         Ok(Self {
-            settings: Settings::start(&pins, node_ports)?,
+            settings: Settings::start(&pins, node_ports, timeouts)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,
@@ -206,18 +226,19 @@ impl Agent {
             pins,
             datapath,
             tables,
-            started: Instant::now(),
+            telling: Telling::new(outlets),
             unplaced: None,
+            auditing: Auditing::every(audit_interval),
             sweep_at: Instant::now(),
             pressure: Pressure::Low,
             is_short_of_room: false,
-            failing: BTreeSet::new(),
+            addresses: Vec::new(),
             synced: false,
         })
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.telling.now()
     }
 
     fn is_misplaced(&self) -> bool {
@@ -228,7 +249,7 @@ impl Agent {
         self.is_misplaced()
             || self.sockets.is_unfinished()
             || self.model.is_unfinished()
-            || !self.failing.is_empty()
+            || self.telling.is_failing()
     }
 
     fn apply(&mut self, batch: Vec<Change>) {
@@ -241,20 +262,22 @@ impl Agent {
 
     /// Plans and writes. What could not be written is tried again; what could be is written.
     fn program(&mut self) {
-        let now = self.now();
-        for problem in self.model.plan(now) {
+        let began = self.now();
+        self.telling.begin_round(&self.model);
+        for problem in self.model.plan(began) {
             warn!("{problem}");
+            self.telling.misfit(&problem, &self.model);
         }
+        // Before the rows of pods: whoever sees one may rely on its being looked for.
+        let sockets = self.settings.set_sockets(self.socket_settings());
         let before = Instant::now();
-        let failures = self.model.commit(now, &mut self.tables);
-        let mut failing: BTreeSet<_> = failures.iter().map(describe).collect();
+        let failures = self.model.commit(began, &mut self.tables);
+        let written = failures.is_empty();
+        let mut failing = Failing::of(failures);
         let networks = self.model.pod_networks();
-        let settled = self.settings.set_pod_networks(networks, &self.detect_local);
-        failing.extend(settled.err().map(|error| crate::report(&error)));
-        let settled = self.settings.set_sockets(self.sockets.settings());
-        failing.extend(settled.err().map(|error| crate::report(&error)));
-        self.tell_failures(failing);
-        if failures.is_empty() && self.model.is_synced() && !self.synced {
+        failing.note(self.settings.set_pod_networks(networks, &self.detect_local));
+        failing.note(sockets);
+        if written && self.model.is_synced() && !self.synced {
             self.synced = true;
             let counts = self.model.counts();
             info!(
@@ -266,6 +289,32 @@ impl Agent {
             );
             self.remove_other_layouts();
         }
+        self.telling.end_round(failing, &mut self.model, &self.addresses);
+        self.telling.stand(&self.standing());
+    }
+
+    /// How things stand.
+    fn standing(&self) -> Standing {
+        Standing {
+            is_synced: self.synced,
+            changes: self.model.change_counts(),
+            no_local_endpoints: self.model.no_local_endpoints(),
+            troubles: self.model.troubles(),
+            failing_writes: self.telling.failing(),
+            table_entries: self.model.table_entries(),
+            devices: self.placing.counts(),
+            socket_programs: self.sockets.attached(),
+        }
+    }
+
+    /// Who is served at sockets, with what is known of pods by now.
+    fn socket_settings(&self) -> SocketSettings {
+        let mut settings = self.sockets.settings();
+        settings.levels = self.model.pod_levels().unwrap_or(self.settings.sockets().levels);
+        if self.model.knows_pods() {
+            settings.flags = settings.flags.with(SocketFlags::PODS_LISTED);
+        }
+        settings
     }
 
     /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so
@@ -288,17 +337,6 @@ impl Agent {
         }
     }
 
-    /// Logs what fails newly, and when nothing fails any more.
-    fn tell_failures(&mut self, failing: BTreeSet<String>) {
-        for failure in failing.difference(&self.failing) {
-            error!("{failure}; will try again");
-        }
-        if failing.is_empty() && !self.failing.is_empty() {
-            info!("all writes to the tables succeed again");
-        }
-        self.failing = failing;
-    }
-
     /// As [`Agent::place`], but what fails now may succeed later: the programs that are attached go on.
     async fn place_again(&mut self, devices: &mut Devices) {
         match self.place(devices).await {
@@ -316,6 +354,7 @@ impl Agent {
     /// Takes note of what devices and addresses there are, and serves the devices.
     async fn place(&mut self, devices: &mut Devices) -> Result<(), RunError> {
         let all = devices.list().await?;
+        self.addresses = all.ips().collect();
         self.model.set_node_addresses(all.ips());
         self.sockets.note_addresses(&all);
         // Before packets get a new address as their source, answers to it must be looked for.
@@ -327,59 +366,23 @@ impl Agent {
         self.sockets.serve(&mut self.datapath, &self.pins);
     }
 
-    fn start_sweep(&mut self, sweeping: &mut JoinSet<Swept>) {
-        match self.datapath.now() {
-            Ok(ticks) => {
-                let (pins, started, pressure) = (self.pins.clone(), self.now(), self.pressure);
-                sweeping.spawn_blocking(move || Ok((started, sweep(&pins, ticks, pressure)?)));
-            }
-            Err(error) => {
-                warn!(error = %crate::report(&error), "cannot sweep the flow table");
-                self.sweep_at = Instant::now() + self.pressure.interval();
-            }
-        }
+    /// Looks at a part of the tables, if it is time.
+    fn audit(&mut self) {
+        let Self { auditing, model, tables, settings, placing, .. } = self;
+        auditing.go_on(model, tables, settings, placing);
     }
 
-    fn finish_sweep(&mut self, swept: Result<Swept, JoinError>) {
-        match swept {
-            Ok(Ok((started, sweep))) => {
-                debug!(removed = sweep.removed, left = sweep.left, "swept the flow table");
-                self.model.retain_filter(started, |position| {
-                    sweep.in_use.get(&position).copied().unwrap_or_default()
-                });
-                self.note_pressure(&sweep);
-            }
-            Ok(Err(error)) => warn!(error = %crate::report(&error), "cannot sweep the flow table"),
-            Err(error) => warn!(%error, "the sweep of the flow table failed"),
-        }
-        self.sweep_at = Instant::now() + self.pressure.interval();
-    }
-
-    /// Looks whether the programs are still where they were put.
-    fn has_lost_programs(&mut self) -> bool {
-        self.placing.notice_losses(&self.pins).unwrap_or_else(|error| {
+    /// Puts programs back that somebody has taken off.
+    async fn look_after_programs(&mut self, devices: &mut Devices) {
+        let lost = self.placing.notice_losses(&self.pins).unwrap_or_else(|error| {
             warn!(error = %crate::report(&error), "cannot look after the programs");
-            false
-        })
-    }
-
-    /// Told once: between high and low pressure the table may go up and down with every sweep.
-    fn note_pressure(&mut self, sweep: &Sweep) {
-        let (left, capacity) = (sweep.left, Flows::CAPACITY);
-        self.pressure = sweep.pressure();
-        match self.pressure {
-            Pressure::High if !self.is_short_of_room => {
-                self.is_short_of_room = true;
-                warn!(
-                    left,
-                    capacity, "the flow table fills up; flows that are over lose their entries early"
-                );
-            }
-            Pressure::Low if self.is_short_of_room => {
-                self.is_short_of_room = false;
-                info!(left, capacity, "the flow table has room again");
-            }
-            _ => {}
+            0
+        });
+        self.telling.lost_programs(lost);
+        if lost > 0 {
+            self.place_again(devices).await;
         }
+        self.sockets.notice_losses(&self.pins);
+        self.serve_sockets();
     }
 }

@@ -66,9 +66,10 @@ pub const fn of(sum: u64) -> u16 {
 }
 
 /// A sum with end-around carries, to 32 bits.
+#[must_use]
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "folding is what makes it fit")]
-const fn fold32(sum: u64) -> u32 {
+pub const fn fold32(sum: u64) -> u32 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     ((sum & 0xffff_ffff) + (sum >> 32)) as u32
 }

@@ -2,7 +2,14 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::{addr::Addr, bits::bit_set, flow::FlowState, socket::halves, time::Ticks};
+use crate::{
+    addr::Addr,
+    bits::bit_set,
+    flow::FlowState,
+    pod::{Levels, PodReasons},
+    socket::halves,
+    time::Ticks,
+};
 
 /// Settings of the datapath; value of the settings table.
 ///
@@ -29,7 +36,7 @@ impl NodeSettings {
     #[must_use]
     pub const fn new(hz: u32) -> Self {
         Self {
-            timeouts: Timeouts::kube_proxy(hz),
+            timeouts: Timeouts::new(hz, &TimeoutSettings::DEFAULT),
             ticks_per_second: hz,
             pod_networks: [Network::NONE; 2],
             source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
@@ -45,16 +52,18 @@ impl NodeSettings {
     }
 }
 
-/// Which processes are served at their sockets, and how. 48 bytes.
+/// Which processes are served at their sockets, and how. 52 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SocketSettings {
     /// Cookie of the network namespace that the node's own processes are in, low half first.
     pub host_namespace: [u32; 2],
-    /// What is switched on.
+    /// What is switched on, and what the agent knows.
     pub flags: SocketFlags,
-    /// Always zero.
-    pub reserved: u32,
+    /// Reasons for which the TCP of a pod is served, where a socket decides as a packet would.
+    pub pods: PodReasons,
+    /// Where to look for the pod that a process belongs to.
+    pub levels: Levels,
     /// The node's IPv4 address, as source ranges know its processes; all zero bytes if it has none.
     pub node_v4: Addr,
     /// The same for IPv6.
@@ -66,7 +75,8 @@ impl SocketSettings {
     pub const OFF: Self = Self {
         host_namespace: [0; 2],
         flags: SocketFlags(0),
-        reserved: 0,
+        pods: PodReasons::NONE,
+        levels: Levels::NONE,
         node_v4: Addr::from_v6_words([0; 4]),
         node_v6: Addr::from_v6_words([0; 4]),
     };
@@ -87,7 +97,7 @@ impl SocketSettings {
     }
 }
 
-/// What is switched on at sockets, as bits.
+/// What is switched on at sockets, and what the agent knows about them, as bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SocketFlags(pub u32);
@@ -95,10 +105,12 @@ pub struct SocketFlags(pub u32);
 impl SocketFlags {
     /// The node's own processes are served.
     pub const HOST: Self = Self(1);
-    /// Processes of pods are served, where a socket decides as a packet would.
-    pub const PODS: Self = Self(2);
     /// The node's own processes reach NodePorts at loopback addresses (NP-10).
-    pub const LOCALHOST_NODE_PORTS: Self = Self(4);
+    pub const LOCALHOST_NODE_PORTS: Self = Self(2);
+    /// The agent has been told which pods there are. This and the next are for people; the datapath does not ask.
+    pub const PODS_LISTED: Self = Self(4);
+    /// The agent does not see the root of the cgroup hierarchy, so it cannot say at which levels pods are.
+    pub const LEVELS_UNKNOWN: Self = Self(8);
 }
 
 bit_set!(SocketFlags);
@@ -256,26 +268,53 @@ pub struct Timeouts {
 const SLOTS: usize = 16;
 const _: () = assert!(FlowState::COUNT <= SLOTS);
 
+/// The timeouts that an administrator can set, in seconds. The others are conntrack's defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutSettings {
+    /// An established TCP connection (CT-32).
+    pub tcp_established: u32,
+    /// A TCP connection that one side has closed (CT-33).
+    pub tcp_close_wait: u32,
+    /// A UDP flow without answers (CT-35).
+    pub udp: u32,
+    /// A UDP flow with answers (CT-35).
+    pub udp_stream: u32,
+}
+
+impl TimeoutSettings {
+    /// kube-proxy's where it sets one by default, else conntrack's.
+    pub const DEFAULT: Self = Self { tcp_established: 86_400, tcp_close_wait: 3_600, ..Self::CONNTRACK };
+
+    /// conntrack's, unless somebody changes them (`nf_conntrack_proto_tcp.c`, `nf_conntrack_proto_udp.c`).
+    pub const CONNTRACK: Self =
+        Self { tcp_established: 432_000, tcp_close_wait: 60, udp: 30, udp_stream: 120 };
+}
+
 impl Timeouts {
-    /// kube-proxy's settings where it sets one (CT-32, CT-33), else the kernel's conntrack defaults, for a
-    /// kernel whose clock ticks `hz` times a second.
+    /// The longest one: a quarter of the clock's circle, 12 days at 1000 ticks a second. A flow that has been silent for
+    /// half of it would look new again, and somebody has to find it before.
+    const LONGEST: Ticks = Ticks(1 << 30);
+
+    /// What an administrator says, and conntrack's defaults where nobody is asked, for a kernel whose clock ticks `hz`
+    /// times a second.
     #[must_use]
-    pub const fn kube_proxy(hz: u32) -> Self {
+    pub const fn new(hz: u32, settings: &TimeoutSettings) -> Self {
         let mut seconds = [0u32; FlowState::COUNT];
-        seconds[FlowState::UNREPLIED.0 as usize] = 30;
-        seconds[FlowState::REPLIED.0 as usize] = 120;
+        seconds[FlowState::UNREPLIED.0 as usize] = settings.udp;
+        seconds[FlowState::REPLIED.0 as usize] = settings.udp_stream;
         seconds[FlowState::SYN_SENT.0 as usize] = 120;
         seconds[FlowState::SYN_RECEIVED.0 as usize] = 60;
-        seconds[FlowState::ESTABLISHED.0 as usize] = 86_400;
-        seconds[FlowState::CLIENT_CLOSED.0 as usize] = 3_600;
-        seconds[FlowState::BACKEND_CLOSED.0 as usize] = 3_600;
+        seconds[FlowState::ESTABLISHED.0 as usize] = settings.tcp_established;
+        seconds[FlowState::CLIENT_CLOSED.0 as usize] = settings.tcp_close_wait;
+        seconds[FlowState::BACKEND_CLOSED.0 as usize] = settings.tcp_close_wait;
         seconds[FlowState::TIME_WAIT.0 as usize] = 120;
         seconds[FlowState::RESET.0 as usize] = 10;
         seconds[FlowState::VOID.0 as usize] = 0;
         let mut by_state = [Ticks(0); SLOTS];
         let mut at = 0;
         while at < FlowState::COUNT {
-            by_state[at] = Ticks(seconds[at] * hz);
+            let ticks = seconds[at].saturating_mul(hz);
+            by_state[at] = if ticks > Self::LONGEST.0 { Self::LONGEST } else { Ticks(ticks) };
             at += 1;
         }
         Self { by_state }
@@ -340,11 +379,34 @@ mod tests {
 
     #[test]
     fn every_state_but_void_has_a_timeout() {
-        let timeouts = Timeouts::kube_proxy(250);
+        let timeouts = Timeouts::new(250, &TimeoutSettings::DEFAULT);
         assert_eq!(timeouts.of(FlowState::ESTABLISHED), Ticks(86_400 * 250));
+        assert_eq!(timeouts.of(FlowState::CLIENT_CLOSED), Ticks(3_600 * 250));
         for state in (0..FlowState::VOID.0).map(FlowState) {
             assert_ne!(timeouts.of(state), Ticks(0), "{state:?}");
         }
         assert_eq!(timeouts.of(FlowState(FlowState::VOID.0 + 1)), Ticks(0));
+    }
+
+    /// CT-32, CT-33, CT-35.
+    #[test]
+    fn timeouts_are_as_somebody_says_up_to_what_the_clock_can_tell() {
+        let settings =
+            TimeoutSettings { tcp_established: u32::MAX, tcp_close_wait: 60, udp: 7, udp_stream: 1_000_000 };
+        let timeouts = Timeouts::new(1000, &settings);
+        for (state, expected) in [
+            (FlowState::ESTABLISHED, 1 << 30),
+            (FlowState::CLIENT_CLOSED, 60_000),
+            (FlowState::BACKEND_CLOSED, 60_000),
+            (FlowState::UNREPLIED, 7_000),
+            (FlowState::REPLIED, 1_000_000_000),
+            (FlowState::SYN_SENT, 120_000),
+        ] {
+            assert_eq!(timeouts.of(state), Ticks(expected), "{state:?}");
+        }
+        // The longest one can still be told from nothing, a day later.
+        let (born, day) = (Ticks(u32::MAX - 7), 86_400_000);
+        let silent = born.age(Ticks(born.0.wrapping_add((1 << 30) + day)));
+        assert!(silent.exceeds(timeouts.of(FlowState::ESTABLISHED)));
     }
 }

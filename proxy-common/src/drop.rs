@@ -24,11 +24,13 @@ pub enum DropReason {
     NoSourceAddress = 8,
     /// A fragment for a service whose first fragment has not been seen.
     OrphanFragment = 9,
+    /// The connection's backend is gone, and its service wants its clients told.
+    BackendGone = 10,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoBackend,
         Self::FlowTableFull,
         Self::NoSourcePort,
@@ -39,6 +41,7 @@ impl DropReason {
         Self::UnknownPort,
         Self::NoSourceAddress,
         Self::OrphanFragment,
+        Self::BackendGone,
     ];
 
     /// The name used in output and metrics.
@@ -55,6 +58,7 @@ impl DropReason {
             Self::UnknownPort => "unknown_port",
             Self::NoSourceAddress => "no_source_address",
             Self::OrphanFragment => "orphan_fragment",
+            Self::BackendGone => "backend_gone",
         }
     }
 }

@@ -52,10 +52,10 @@ impl EventKinds {
 
 bit_set!(EventKinds, ["flows", "drops"]);
 
-/// Who listens; value of the listener table. 16 bytes.
+/// Who listens, and for how long; value of the table of that. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Listener {
+pub struct Lease {
     /// Until when: nanoseconds of `CLOCK_MONOTONIC`; 0 if nobody does. Whoever listens puts it off.
     pub until: u64,
     /// For what.

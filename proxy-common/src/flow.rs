@@ -64,15 +64,11 @@ pub struct FlowFlags(pub u8);
 impl FlowFlags {
     /// When packets of this direction leave the node, their source is rewritten to one of its own addresses.
     pub const MASQUERADE: Self = Self(1);
+    /// The client is told by a RST when the backend is gone; in its own direction.
+    pub const RESET: Self = Self(2);
 }
 
-bit_set!(FlowFlags);
-
-impl core::fmt::Debug for FlowFlags {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(if self.contains(Self::MASQUERADE) { "masquerade" } else { "none" })
-    }
-}
+bit_set!(FlowFlags, ["masquerade", "reset"]);
 
 /// How far a flow has come. The names are netfilter's where the meaning is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -133,6 +129,14 @@ impl FlowState {
     #[inline(always)]
     pub const fn may_move(self, flags: TcpFlags) -> bool {
         self.0 == Self::UNREPLIED.0 || self.0 == Self::REPLIED.0 || flags.opens()
+    }
+
+    /// Whether a client's segment with `flags` is answered by a RST if the flow asks for that and its backend is gone.
+    /// Nobody answers a RST (RFC 9293 3.10.7.1), nor what strays behind a connection that has ended.
+    #[must_use]
+    #[inline(always)]
+    pub const fn may_be_reset(self, flags: TcpFlags) -> bool {
+        !flags.intersects(TcpFlags::RST) && self.0 != Self::TIME_WAIT.0 && self.0 != Self::VOID.0
     }
 
     /// Whether a packet of an ordinary, running flow leaves this state as it is. The cheap test in front of

@@ -89,11 +89,21 @@ impl FrontendFlags {
     pub const MASQUERADE: Self = Self(16);
     /// [`Frontend::slots`] is the set that keeps traffic on this node.
     pub const LOCAL_SET: Self = Self(32);
+    /// TCP connections are reset when their backend is gone.
+    pub const RESET: Self = Self(64);
 }
 
 bit_set!(
     FrontendFlags,
-    ["drop-when-empty", "drop-outside-when-empty", "by-origin", "restricted", "masquerade", "local-set"]
+    [
+        "drop-when-empty",
+        "drop-outside-when-empty",
+        "by-origin",
+        "restricted",
+        "masquerade",
+        "local-set",
+        "reset"
+    ]
 );
 
 /// A run of slots: the backends of one set. 8 bytes.

@@ -10,8 +10,9 @@
 //!
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
 //! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
-//! same way before there is a packet: `process`.
+//! same way before there is a packet: `process`. Who listens at a service's address on the node itself comes first: `own`.
 
+mod own;
 mod process;
 mod remember;
 mod select;
@@ -26,6 +27,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
+pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};
 pub use tables::{FlowRef, Insert, InsertError, Tables};
@@ -55,6 +57,8 @@ pub enum Verdict {
     Drop(DropReason),
     /// Drop it and tell the sender that nobody listens there (NOEP-01).
     Refuse(DropReason),
+    /// Drop it and tell the sender that its connection is over.
+    Reset(DropReason),
 }
 
 /// What a packet of a flow becomes.
@@ -84,15 +88,21 @@ impl Translation {
 
 /// The decision for a packet that enters the node: where it goes.
 #[inline(always)]
-pub fn ingress<T: Tables>(tables: &T, packet: &Packet) -> Verdict {
-    const SERVED: AddressRoles = AddressRoles::FRONTEND.with(AddressRoles::NODE);
-    if !tables.roles(packet.key.destination).intersects(SERVED) {
+pub fn ingress<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet) -> Verdict {
+    let roles = tables.roles(packet.key.destination);
+    if !roles.intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+        || own::may_be_both(roles) && own::is_for_process(tables, listeners, packet)
+    {
         return Verdict::Pass;
     }
     let flow = tables.flow(&packet.key);
     let mode = match flow {
         None => Insert::New,
-        Some(flow) if !stays(tables, packet, flow) || !follow(tables, packet, flow) => Insert::Replace,
+        Some(flow) if !stays(tables, packet, flow) => match remember::lose(tables, packet) {
+            Some(reason) => return Verdict::Reset(reason),
+            None => Insert::Replace,
+        },
+        Some(flow) if !follow(tables, packet, flow) => Insert::Replace,
         Some(flow) => return Verdict::Rewrite(flow.translation(Hook::INGRESS)),
     };
     open(tables, packet, mode)
@@ -126,7 +136,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
 }
 
 /// The decision for a packet of a protocol without ports: a ping, for one. Whoever asks a ClusterIP for more than its
-/// service ports hears that there is nothing (CIP-03).
+/// service ports hears that there is nothing (CIP-03), unless the node has the address and can answer itself.
 #[inline(always)]
 pub fn without_ports<T: Tables>(tables: &T, source: &Addr, destination: &Addr) -> Verdict {
     if select::is_unknown_port(tables, destination) && source.is_unicast() {
@@ -152,7 +162,9 @@ pub fn related<T: Tables>(tables: &T, beside: &FlowKey) -> Option<Translation> {
 #[inline(always)]
 fn stays<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
     let head = flow.head();
-    !head.state.may_move(packet.flags)
+    let may_leave = head.state.may_move(packet.flags)
+        || head.flags.contains(FlowFlags::RESET) && head.state.may_be_reset(packet.flags);
+    !may_leave
         || head.direction == Direction::REPLY
         || tables.backend(head.backend).is_some_and(|backend| backend.serves(head.generation))
 }
@@ -210,6 +222,10 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
 fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
     let selection = select::select(tables, packet);
     if let Some(verdict) = selection.refusal(packet.key.source) {
+        if mode == Insert::Replace {
+            // What is left of an earlier connection would catch the rest of one that begins without it.
+            tables.remove_flow(&packet.key);
+        }
         return verdict;
     }
     match remember::remember(tables, packet, selection, mode) {

@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     addr::Addr,
     backend::{BackendId, Generation},
+    bits::bit_set,
     endian::Be16,
     tuple::Endpoint,
 };
@@ -57,6 +58,18 @@ impl SocketKey {
     }
 }
 
+/// Facts about a socket and its backend, as bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct SocketFacts(pub u16);
+
+impl SocketFacts {
+    /// The connection is reset when the backend is gone.
+    pub const RESET: Self = Self(1);
+}
+
+bit_set!(SocketFacts, ["reset"]);
+
 /// What is known; value of the socket table. 28 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -65,8 +78,8 @@ pub struct SocketEntry {
     pub address: Addr,
     /// Its port, network byte order.
     pub port: Be16,
-    /// Always zero.
-    pub reserved: u16,
+    /// Facts.
+    pub facts: SocketFacts,
     /// The backend.
     pub backend: BackendId,
     /// Its generation when it was chosen.

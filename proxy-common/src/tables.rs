@@ -16,11 +16,12 @@ use crate::{
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
     drop::DropReason,
-    event::Listener,
+    event::Lease,
     filter::{FilterLine, LINES},
     flow::FlowEntry,
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
+    pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     socket::{SocketEntry, SocketKey},
     tuple::FlowKey,
@@ -90,7 +91,7 @@ impl Table for Addresses {
 }
 
 /// Range of sources that a service port admits. Written by the agent, read for new flows of restricted frontends.
-/// Absence: not admitted. The value says nothing.
+/// Absence: not admitted. The value is the prefix length again: it tells which range a lookup has found.
 #[derive(Debug)]
 pub enum SourceRanges {}
 
@@ -256,8 +257,9 @@ impl Table for ServiceDrops {
     const CAPACITY: u32 = 65_536;
 }
 
-/// Socket and peer -> what the process takes it for, or who it is. Written and read at sockets. A full table forgets the
-/// entry used least recently: a process then sees a backend's address where it would have seen the service's.
+/// Socket and peer -> what the process takes it for, or who it is. Written and read at sockets; the agent reads it to find
+/// sockets whose backend is gone, and writes what is there anew, lest it be forgotten. A full table forgets the entry used
+/// least recently: a process then sees a backend's address where it would have seen the service's.
 #[derive(Debug)]
 pub enum Sockets {}
 
@@ -269,14 +271,27 @@ impl Table for Sockets {
     const CAPACITY: u32 = 65_536;
 }
 
+/// Cgroup that kubelet made for a pod -> the pod. Written by the agent, read when a process of a pod connects. Absence:
+/// nothing is known of the pod.
+#[derive(Debug)]
+pub enum Pods {}
+
+impl Table for Pods {
+    type Key = CgroupId;
+    type Value = PodEntry;
+    const NAME: &'static str = "PODS";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 4_096;
+}
+
 /// 0 -> who listens to events. Written by whoever does, read for each new flow and each drop.
 #[derive(Debug)]
-pub enum Listeners {}
+pub enum EventLease {}
 
-impl Table for Listeners {
+impl Table for EventLease {
     type Key = u32;
-    type Value = Listener;
-    const NAME: &'static str = "LISTENERS";
+    type Value = Lease;
+    const NAME: &'static str = "EVENT_LEASE";
     const KIND: TableKind = TableKind::Array;
     const CAPACITY: u32 = 1;
 }

@@ -10,18 +10,18 @@ use aya_ebpf::{
 use proxy_common::{
     backend::Backend,
     drop::DropReason,
-    event::{Event, EventKind, Listener},
+    event::{Event, EventKind, Lease},
     flow::FlowFlags,
     frontend::ServiceId,
     lb::{Process, Tables as _},
-    tables::{Events, Listeners, LostEvents, Table as _},
+    tables::{EventLease, Events, LostEvents, Table as _},
     tuple::{Endpoint, FlowKey, Hook},
 };
 
 use crate::maps::Maps;
 
 #[map]
-static LISTENERS: Array<Listener> = Array::with_max_entries(Listeners::CAPACITY, 0);
+static EVENT_LEASE: Array<Lease> = Array::with_max_entries(EventLease::CAPACITY, 0);
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(Events::CAPACITY, 0);
 #[map]
@@ -30,10 +30,10 @@ static LOST_EVENTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(LostEvents:
 /// Whether anybody wants to hear of that. The clock is asked only if somebody has listened lately.
 #[inline(always)]
 fn is_wanted(kind: EventKind) -> bool {
-    let Some(listener) = LISTENERS.get(0) else {
+    let Some(lease) = EVENT_LEASE.get(0) else {
         return false;
     };
-    listener.until != 0 && listener.wants.intersects(kind.wanted_as()) && now() < listener.until
+    lease.until != 0 && lease.wants.intersects(kind.wanted_as()) && now() < lease.until
 }
 
 #[inline(always)]

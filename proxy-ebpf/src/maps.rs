@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    helpers::{bpf_get_prandom_u32, bpf_jiffies64},
+    helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_prandom_u32, bpf_jiffies64},
     macros::map,
     maps::{
         Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap,
@@ -27,10 +27,11 @@ use proxy_common::{
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
+    pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
     socket::{SocketEntry, SocketKey},
     tables::{
-        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
         ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
     },
     time::Ticks,
@@ -94,6 +95,8 @@ static FRAGMENTS: LruHashMap<Key<Fragments>, Value<Fragments>> = lru_hash::<Frag
 static SERVICE_DROPS: PerCpuHashMap<Key<ServiceDrops>, Value<ServiceDrops>> = per_cpu_hash::<ServiceDrops>();
 #[map]
 static SOCKETS: LruHashMap<Key<Sockets>, Value<Sockets>> = lru_hash::<Sockets>();
+#[map]
+static PODS: HashMap<Key<Pods>, Value<Pods>> = hash::<Pods>();
 #[map]
 static SETTINGS: Array<Value<Settings>> = array::<Settings>();
 #[map]
@@ -353,6 +356,15 @@ impl lb::Sockets for Maps {
     #[inline(always)]
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
         let _forgotten = SOCKETS.insert(key, entry, 0);
+    }
+
+    #[inline(always)]
+    fn pod(&self, level: u8) -> Option<PodReasons> {
+        // SAFETY: a plain helper, allowed to all programs since Linux 6.4. A level below the process's own gives 0, which is
+        // no cgroup's number.
+        let cgroup = CgroupId(unsafe { bpf_get_current_ancestor_cgroup_id(i32::from(level)) });
+        // SAFETY: one word, copied out at once. An element that the kernel recycles meanwhile may show another pod's reason.
+        PODS.get_ptr(cgroup).map(|pod| unsafe { (*pod).reason })
     }
 
     #[inline(always)]

@@ -89,12 +89,15 @@ pub(crate) fn refuse<I: IpHeader, const LINK: usize>(ctx: &TcContext, length: us
     let sum = quoted.iter().map(|&word| u64::from(word)).sum();
     let (client, service) = I::addresses(&quoted)?;
     let answer = I::unreachable(service, client, length as u16, sum);
-    // SAFETY: a plain helper call; it also ends segmentation offload of the packet.
-    if unsafe { bpf_skb_change_tail(ctx.skb.skb, (LINK + length) as u32, 0) } != 0 {
-        return None;
-    }
+    cut(ctx, LINK + length)?;
     ctx.adjust_room(size_of::<I::Unreachable>() as i32, BPF_ADJ_ROOM_MAC, 0).ok()?;
     ctx.skb.store(LINK, &answer, 0).ok()?;
+    send_back::<LINK>(ctx)
+}
+
+/// Makes the packet, an answer by now, leave by the device that it came from, and returns the action that does so.
+#[inline(always)]
+pub(crate) fn send_back<const LINK: usize>(ctx: &TcContext) -> Option<i32> {
     if LINK >= MACS {
         let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; MACS] = ctx.load(0).ok()?;
         ctx.skb.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], 0).ok()?;
@@ -102,4 +105,11 @@ pub(crate) fn refuse<I: IpHeader, const LINK: usize>(ctx: &TcContext, length: us
     // SAFETY: a plain helper call on the device that the packet came from.
     let action = unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) };
     i32::try_from(action).ok()
+}
+
+/// Cuts the packet to `length` bytes. Ends segmentation offload of the packet.
+#[inline(always)]
+pub(crate) fn cut(ctx: &TcContext, length: usize) -> Option<()> {
+    // SAFETY: a plain helper call.
+    (unsafe { bpf_skb_change_tail(ctx.skb.skb, length as u32, 0) } == 0).then_some(())
 }

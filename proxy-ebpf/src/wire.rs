@@ -24,18 +24,43 @@ pub(crate) use ipv4::Ipv4;
 pub(crate) use ipv6::Ipv6;
 
 /// TCP header without options.
-#[derive(Clone, Copy, FromBytes)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C, packed(2))]
 pub(crate) struct TcpView {
     pub(crate) source: Be16,
     pub(crate) destination: Be16,
-    _sequence: [u16; 2],
-    _acknowledgement: [u16; 2],
-    _data_offset: u8,
+    pub(crate) sequence: Be32,
+    pub(crate) acknowledgement: Be32,
+    /// Words of the header in the upper half.
+    pub(crate) data_offset: u8,
     pub(crate) flags: u8,
-    _window: u16,
+    pub(crate) window: u16,
     pub(crate) check: u16,
-    _urgent: u16,
+    pub(crate) urgent: u16,
+}
+
+/// A number of 32 bits in network byte order.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct Be32([u16; 2]);
+
+impl Be32 {
+    #[inline(always)]
+    pub(crate) const fn from_host(number: u32) -> Self {
+        Self(zerocopy::transmute!(number.to_be()))
+    }
+
+    #[inline(always)]
+    pub(crate) const fn to_host(self) -> u32 {
+        u32::from_be(zerocopy::transmute!(self.0))
+    }
+
+    /// Its part of a checksum.
+    #[inline(always)]
+    pub(crate) const fn sum(self) -> u64 {
+        let word: u32 = zerocopy::transmute!(self.0);
+        word as u64
+    }
 }
 
 /// UDP header.
@@ -177,8 +202,16 @@ pub(crate) trait IpHeader {
     fn quotation_diff(diff: ChecksumDiff) -> u32;
     /// How a change of the error's own address changes its checksum.
     fn outer_diff(diff: ChecksumDiff) -> u32;
+    /// The header without options.
+    type Header: FromBytes + IntoBytes + Immutable;
     /// What precedes a quoted packet in an answer that says "port unreachable".
     type Unreachable: IntoBytes + Immutable;
+
+    /// Bytes of the packet that the header begins, itself included.
+    fn length(header: &Self::Header) -> usize;
+    /// Makes it the header of an answer to the packet: `length` bytes of TCP follow. Returns what the pseudo header of
+    /// those adds up to (RFC 9293 3.1, RFC 8200 8.1).
+    fn answer(header: &mut Self::Header, length: u16) -> u64;
 
     /// Says that nobody listens at `from`, to `to`. The quoted packet is `length` bytes that add up to `quoted`.
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Self::Unreachable;

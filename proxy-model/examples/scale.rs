@@ -14,7 +14,7 @@ use std::{
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proxy_common::{
     frontend::ServiceId,
-    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, Pods, ServiceNames, Slots, SourceRanges, Table},
 };
 use proxy_model::{Change, Event, HashTableIo, Io, Model, Options, Restored, TableIo};
 use serde_json::{Value, json};
@@ -156,6 +156,7 @@ struct Ram {
     slots: Map<Slots>,
     backends: Map<Backends>,
     filter: Map<AddressFilter>,
+    pods: Map<Pods>,
     writes: usize,
 }
 
@@ -172,6 +173,10 @@ impl Io for Ram {
 macro_rules! in_memory {
     ($($table:ty => $field:ident),*) => {$(
         impl TableIo<$table> for Ram {
+            fn get(&self, key: &<$table as Table>::Key) -> Result<Option<<$table as Table>::Value>, Infallible> {
+                Ok(self.$field.get(key).copied())
+            }
+
             fn put(
                 &mut self,
                 key: &<$table as Table>::Key,
@@ -184,6 +189,10 @@ macro_rules! in_memory {
         }
 
         impl HashTableIo<$table> for Ram {
+            fn keys(&self) -> Result<Vec<<$table as Table>::Key>, Infallible> {
+                Ok(self.$field.keys().copied().collect())
+            }
+
             fn delete(&mut self, key: &<$table as Table>::Key) -> Result<(), Infallible> {
                 self.writes += 1;
                 self.$field.remove(key);
@@ -195,5 +204,5 @@ macro_rules! in_memory {
 
 in_memory!(
     Frontends => frontends, ServiceNames => names, Addresses => addresses, SourceRanges => ranges, Slots => slots,
-    Backends => backends, AddressFilter => filter
+    Backends => backends, AddressFilter => filter, Pods => pods
 );

@@ -38,7 +38,8 @@ impl fmt::Display for BackendAddress {
 
 /// Reads an address as kube-proxy does (SP-06, `ParseIPSloppy`): IPv4 octets may have leading zeros and are decimal
 /// all the same, and IPv4-mapped IPv6 is IPv4.
-pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
+#[must_use]
+pub fn parse_ip(text: &str) -> Option<IpAddr> {
     if let Some(ip) = parse_ipv4(text) {
         return Some(ip.into());
     }

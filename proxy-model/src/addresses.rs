@@ -109,6 +109,11 @@ impl AddressBook {
         addresses.iter().map(row).collect()
     }
 
+    /// The rows.
+    pub(crate) const fn rows(&self) -> &Delta<Addresses> {
+        &self.rows
+    }
+
     /// What the kernel knows about an address.
     fn flags(&self, address: Addr) -> AddressFlags {
         self.rows.actual(&address).copied().unwrap_or_default()
@@ -117,6 +122,11 @@ impl AddressBook {
     /// Whether there are rows that the kernel does not have yet, or still has.
     pub(crate) fn is_pending(&self) -> bool {
         self.rows.pending_keys().next().is_some()
+    }
+
+    /// How many rows the kernel has.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
     }
 
     /// The rows that need a write.
@@ -150,12 +160,12 @@ impl AddressBook {
             Some(node) => node.get(&address).copied().unwrap_or_default(),
             None => AddressFlags(self.flags(address).0 & NODE_BITS),
         };
-        let cluster = if self.cluster_ips.contains_key(&address) {
-            AddressFlags::CLUSTER_IP
+        let flags = if self.cluster_ips.contains_key(&address) {
+            // Whoever puts ClusterIPs on devices (NodeLocal DNS, kube-proxy's IPVS mode) wants no NodePorts there.
+            AddressFlags(node.0 & !AddressFlags::NODE_PORTS.0).with(AddressFlags::CLUSTER_IP)
         } else {
-            AddressFlags::default()
+            node
         };
-        let flags = node.with(cluster);
         self.change(address, filter, now, |rows| {
             if flags == AddressFlags::default() {
                 rows.unwant(address);

@@ -3,9 +3,12 @@
 use std::fmt;
 
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
+use proxy_common::pod::CgroupId;
+
+use crate::pod::PodUid;
 
 /// Namespace and name of an object; the namespace is empty for cluster-scoped kinds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,13 +29,24 @@ impl fmt::Display for ObjectName {
     }
 }
 
+/// A cgroup that kubelet has made for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodCgroup {
+    /// Its number.
+    pub id: CgroupId,
+    /// Whose it is.
+    pub pod: PodUid,
+    /// Its level in the hierarchy, where the root's is 0.
+    pub level: u8,
+}
+
 /// Something that happened to the objects of one kind.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event<K> {
+pub enum Event<K, N = ObjectName> {
     /// The object exists and looks like this now.
     Apply(K),
-    /// The object is gone, or no longer matches the selector.
-    Delete(ObjectName),
+    /// The object of this name is gone, or no longer matches the selector.
+    Delete(N),
     /// These are all the objects there are: the first list, or a fresh one after a gap in the watch.
     Replace(Vec<K>),
 }
@@ -50,4 +64,8 @@ pub enum Change {
     EndpointSlice(Event<EndpointSlice>),
     /// A Node changed; only this node's own object is of interest.
     Node(Event<Node>),
+    /// A Pod changed; only those of this node are of interest, and only if [`Options`](crate::Options) says so.
+    Pod(Event<Pod>),
+    /// The cgroup of a pod came or went.
+    PodCgroup(Event<PodCgroup, CgroupId>),
 }

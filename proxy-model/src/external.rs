@@ -1,6 +1,6 @@
 //! How a Service is reached from outside the cluster: everything but its ClusterIP and its node ports' numbers.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, num::NonZeroU16};
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec};
 
@@ -10,6 +10,7 @@ use crate::{
     error::Report,
     name::Family,
     policy::TrafficPolicy,
+    service::parse_port_number,
 };
 
 /// What all ports of a Service have in common for clients outside.
@@ -23,16 +24,20 @@ pub(crate) struct External {
     pub(crate) load_balancer_ips: Vec<IpAddr>,
     /// Who may use those; empty if everybody may.
     pub(crate) source_ranges: Vec<Cidr>,
+    /// Where load balancers ask whether this node has endpoints (SP-10).
+    pub(crate) health_check: Option<NonZeroU16>,
 }
 
 impl External {
     /// What the Service says, of both families.
     pub(crate) fn parse(service: &Service, spec: &ServiceSpec, report: &mut Report<'_>) -> Self {
+        let policy = TrafficPolicy::parse_external(spec, report);
         Self {
-            policy: TrafficPolicy::parse_external(spec, report),
+            policy,
             external_ips: external_ips(spec, report),
             load_balancer_ips: load_balancer_ips(service, report),
             source_ranges: source_ranges(spec, report),
+            health_check: health_check(spec, policy, report),
         }
     }
 
@@ -48,6 +53,7 @@ impl External {
             external_ips: of_family(&self.external_ips),
             load_balancer_ips: of_family(&self.load_balancer_ips),
             source_ranges: if unrestricted { Vec::new() } else { ranges.collect() },
+            health_check: self.health_check,
         }
     }
 
@@ -86,6 +92,13 @@ fn source_ranges(spec: &ServiceSpec, report: &mut Report<'_>) -> Vec<Cidr> {
         }
         range
     }))
+}
+
+/// SP-10. The API server gives such a Service a port; one without is a mistake.
+fn health_check(spec: &ServiceSpec, policy: TrafficPolicy, report: &mut Report<'_>) -> Option<NonZeroU16> {
+    let needed = spec.type_.as_deref() == Some("LoadBalancer") && policy == TrafficPolicy::Local;
+    let number = needed.then(|| spec.health_check_node_port.unwrap_or_default())?;
+    parse_port_number(|| "spec.healthCheckNodePort".to_owned(), number, report)
 }
 
 /// Each once, in one order, so that another order in the object is no change.
@@ -165,6 +178,34 @@ mod tests {
             errors,
             ["Service default/web: status.loadBalancer.ingress[7].ip: \"lb\" is not an IP address"]
         );
+    }
+
+    /// SP-10.
+    #[test]
+    fn health_is_asked_for_where_a_load_balancer_keeps_traffic_on_the_node() {
+        for (spec, port) in [
+            (json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Local" }), Some(30_000)),
+            (json!({ "type": "LoadBalancer", "externalTrafficPolicy": "Cluster" }), None),
+            (json!({ "type": "LoadBalancer" }), None),
+            (json!({ "type": "NodePort", "externalTrafficPolicy": "Local" }), None),
+            (json!({ "externalIPs": ["192.0.2.1"], "externalTrafficPolicy": "Local" }), None),
+        ] {
+            let mut spec = spec;
+            spec["healthCheckNodePort"] = json!(30_000);
+            let text = spec.to_string();
+            let (external, errors) = parsed(json!({ "spec": spec }));
+            assert_eq!(external.of(Family::Ipv6).health_check.map(NonZeroU16::get), port, "{text}");
+            assert!(errors.is_empty(), "{text}");
+        }
+        for number in [json!(null), json!(0), json!(65_536)] {
+            let (external, errors) = parsed(json!({ "spec": {
+                "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": number,
+            }}));
+            let number = number.as_i64().unwrap_or_default();
+            assert_eq!(external.health_check, None);
+            let field = "spec.healthCheckNodePort";
+            assert_eq!(errors, [format!("Service default/web: {field}: {number} is not a port (1-65535)")]);
+        }
     }
 
     /// LBSR-02 to LBSR-04; VER-23.

@@ -107,6 +107,11 @@ impl Filter {
         self.lines.pending_keys().next().is_some()
     }
 
+    /// The lines.
+    pub(crate) const fn lines(&self) -> &Delta<AddressFilter> {
+        &self.lines
+    }
+
     /// The kernel has this line now.
     pub(crate) fn confirm(&mut self, line: u32) {
         self.lines.confirm(&line);

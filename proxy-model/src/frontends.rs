@@ -8,7 +8,12 @@ use proxy_common::{
     tuple::Endpoint,
 };
 
-use crate::{policy::TrafficPolicy, runs::Set, service::ServicePort, sets::Sets};
+use crate::{
+    policy::{OnRemoval, TrafficPolicy},
+    runs::Set,
+    service::ServicePort,
+    sets::Sets,
+};
 
 /// On what terms clients use a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +89,8 @@ impl ServicePort {
                 (access == Access::Restricted, FrontendFlags::RESTRICTED),
             ],
         };
-        let flags = facts.into_iter().filter(|(holds, _)| *holds).map(|(_, flag)| flag);
+        let resets = (self.on_removal == OnRemoval::Reset, FrontendFlags::RESET);
+        let flags = facts.into_iter().chain([resets]).filter(|(holds, _)| *holds).map(|(_, flag)| flag);
         flags.fold(FrontendFlags::default(), FrontendFlags::with)
     }
 }
@@ -111,6 +117,7 @@ mod tests {
             internal: TrafficPolicy::Cluster,
             external: Arc::new(external),
             affinity: SessionAffinity::None,
+            on_removal: OnRemoval::Keep,
         }
     }
 

@@ -47,12 +47,15 @@ pub(crate) struct Space {
     by_len: BTreeSet<(u32, u32)>,
     /// Released runs, oldest first, and when they were released.
     resting: VecDeque<(Duration, Run)>,
+    /// How many numbers are not free.
+    used: u32,
 }
 
 impl Space {
     /// All numbers below `capacity` are free.
     pub(crate) fn new(capacity: u32) -> Self {
-        let mut space = Self { by_base: BTreeMap::new(), by_len: BTreeSet::new(), resting: VecDeque::new() };
+        let (by_base, by_len, resting) = (BTreeMap::new(), BTreeSet::new(), VecDeque::new());
+        let mut space = Self { by_base, by_len, resting, used: capacity };
         space.insert(Run { base: 0, len: capacity });
         space
     }
@@ -122,14 +125,21 @@ impl Space {
         any
     }
 
+    /// How many numbers are given away or rest.
+    pub(crate) const fn used(&self) -> u32 {
+        self.used
+    }
+
     fn insert(&mut self, run: Run) {
         if run.len > 0 {
             self.by_base.insert(run.base, run.len);
             self.by_len.insert((run.len, run.base));
+            self.used -= run.len;
         }
     }
 
     fn remove(&mut self, run: Run) {
+        self.used += run.len;
         self.by_base.remove(&run.base);
         self.by_len.remove(&(run.len, run.base));
     }
@@ -207,6 +217,11 @@ impl<I: Id> Ids<I> {
     pub(crate) fn settle(&mut self, now: Duration) -> bool {
         self.space.settle(now)
     }
+
+    /// How many ids are given away or rest.
+    pub(crate) const fn used(&self) -> u32 {
+        self.space.used()
+    }
 }
 
 fn one<I: Id>(id: I) -> Run {
@@ -275,6 +290,7 @@ mod tests {
                 prop_assert!(used.iter().all(|&times| times <= 1));
                 let free: u32 = space.by_base.values().sum();
                 prop_assert_eq!(free as usize, used.iter().filter(|&&times| times == 0).count());
+                prop_assert_eq!(space.used(), 64 - free);
                 prop_assert!(space.by_base.iter().all(|(base, len)| !space.by_base.contains_key(&(base + len))));
             }
         }

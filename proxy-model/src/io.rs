@@ -2,7 +2,7 @@
 
 use proxy_common::{
     frontend::ServiceId,
-    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, Pods, ServiceNames, Slots, SourceRanges, Table},
 };
 
 /// What all tables of one kernel have in common.
@@ -18,8 +18,15 @@ pub trait Io {
     fn reset_traffic(&mut self, service: ServiceId) -> Result<(), Self::Error>;
 }
 
-/// A table that can be written.
+/// A table that can be read and written.
 pub trait TableIo<T: Table>: Io {
+    /// Reads an entry; `None` if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// If the table could not be read.
+    fn get(&self, key: &T::Key) -> Result<Option<T::Value>, Self::Error>;
+
     /// Writes an entry, replacing what is there.
     ///
     /// # Errors
@@ -30,6 +37,13 @@ pub trait TableIo<T: Table>: Io {
 
 /// A hash table or a trie: entries can also go away, which those of an array cannot.
 pub trait HashTableIo<T: Table>: TableIo<T> {
+    /// The keys of all entries, in no order.
+    ///
+    /// # Errors
+    ///
+    /// If the table could not be read.
+    fn keys(&self) -> Result<Vec<T::Key>, Self::Error>;
+
     /// Deletes an entry. An entry that is not there counts as deleted.
     ///
     /// # Errors
@@ -47,6 +61,7 @@ pub trait TablesIo:
     + HashTableIo<ServiceNames>
     + HashTableIo<Addresses>
     + HashTableIo<SourceRanges>
+    + HashTableIo<Pods>
 {
 }
 
@@ -58,5 +73,6 @@ impl<I> TablesIo for I where
         + HashTableIo<ServiceNames>
         + HashTableIo<Addresses>
         + HashTableIo<SourceRanges>
+        + HashTableIo<Pods>
 {
 }

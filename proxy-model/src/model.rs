@@ -1,6 +1,7 @@
 //! The whole way from objects to tables, behind one type.
 
 mod explain;
+mod outlook;
 mod plan;
 
 use std::{
@@ -13,23 +14,30 @@ use std::{
 use proxy_common::{
     config::Network,
     filter::{AddressRoles, FilterPosition},
+    pod::Levels,
     tables::{AddressFilter, Table},
 };
 
 use crate::{
     address::unusable,
+    audit::Audit,
     change::{Change, ObjectName},
     claims::Claims,
     error::{CommitError, Misfit, ObjectError, PlanError},
+    health::HealthChecks,
     io::{TableIo, TablesIo},
-    name::{Family, ServicePortName},
+    name::{Family, ServicePortName, Transport},
     node::ThisNode,
     options::{DetectLocal, Options},
+    pods::Pods,
     programmed::{Programmed, Progress},
     restore::{Adopted, Capacities, Leftovers, Restored, adopt},
+    silence::Silences,
     state::State,
     tables::{Failure, Tables},
 };
+
+pub use outlook::{Finished, Troubles};
 
 /// Owns the parsed objects, the ids, and the picture of the kernel's tables.
 ///
@@ -50,10 +58,20 @@ pub struct Model {
     problems: BTreeMap<ServicePortName, Vec<Misfit>>,
     /// Services with a port that did not fit; tried again when something becomes free.
     unfit: BTreeSet<ObjectName>,
+    /// Services with a port that the latest commit could not write.
+    unwritten: BTreeSet<ObjectName>,
+    /// What load balancers ask about.
+    health_checks: HealthChecks,
+    /// Who drops what only other nodes could answer.
+    silences: Silences,
     /// What an earlier run of the agent left and nobody claimed.
     leftovers: Leftovers,
     /// Whether the node's addresses have changed since the last plan.
     readdressed: bool,
+    /// Whether a Service has asked for its TCP connections to be reset.
+    resets: bool,
+    /// Of which protocols backends were retired since [`Model::take_retired`].
+    retired: BTreeSet<Transport>,
     stage: Stage,
 }
 
@@ -100,7 +118,10 @@ impl Model {
     pub fn with_capacities(options: Options, restored: Restored, capacities: Capacities) -> Self {
         let Adopted { tables, programmed, leftovers } = adopt(restored, capacities);
         Self {
-            state: State::new(ThisNode::new(&options.node_name, options.bind_address)),
+            state: State::new(
+                ThisNode::new(&options.node_name, options.bind_address),
+                Pods::new(options.follow_pods),
+            ),
             options,
             node_addresses: None,
             tables,
@@ -109,8 +130,13 @@ impl Model {
             pending: BTreeSet::new(),
             problems: BTreeMap::new(),
             unfit: BTreeSet::new(),
+            unwritten: BTreeSet::new(),
+            health_checks: HealthChecks::default(),
+            silences: Silences::default(),
             leftovers,
             readdressed: false,
+            resets: false,
+            retired: BTreeSet::new(),
             stage: Stage::Waiting,
         }
     }
@@ -148,6 +174,19 @@ impl Model {
         Family::ALL.map(|family| of(family).map_or(Network::NONE, |network| network.network()))
     }
 
+    /// Where the datapath is to look for the pod that a process belongs to, after a [`Model::plan`]; `None` as long as it
+    /// may be where an earlier run found it.
+    #[must_use]
+    pub const fn pod_levels(&self) -> Option<Levels> {
+        self.state.pods.levels()
+    }
+
+    /// Whether the pods of this node have been listed once. Nothing waits for that.
+    #[must_use]
+    pub fn knows_pods(&self) -> bool {
+        self.state.knows_pods()
+    }
+
     /// Whether the Services and the EndpointSlices have been listed once (SYNC-01). Before that, plans are empty and
     /// commits write nothing.
     #[must_use]
@@ -163,7 +202,7 @@ impl Model {
         if self.stage == Stage::Waiting {
             return errors;
         }
-        let Self { tables, programmed, pending, leftovers, .. } = self;
+        let Self { tables, programmed, pending, leftovers, retired, .. } = self;
         let mut installed = Vec::new();
         for port in mem::take(pending) {
             let Some(entry) = programmed.get_mut(&port) else {
@@ -183,7 +222,14 @@ impl Model {
             let Some(entry) = programmed.get_mut(&port) else {
                 continue;
             };
-            match entry.retire(now, tables, io) {
+            let leaving = entry.leaving();
+            let progress = entry.retire(now, tables, io);
+            // Those before the one that could not be written are retired.
+            let follows = port.transport == Transport::Udp || entry.resets();
+            if follows && entry.leaving() < leaving {
+                retired.insert(port.transport);
+            }
+            match progress {
                 Ok(Progress::Settled) if entry.is_unwanted() => {
                     programmed.remove(&port);
                 }
@@ -198,19 +244,63 @@ impl Model {
             }
         }
         // A frontend that could not be replaced may still lead to any leftover backend.
-        if !failed {
+        if !failed && !leftovers.is_empty() {
+            retired.extend(Transport::ALL);
             errors.extend(leftovers.retire(now, tables, io).map_err(|failure| failure.of(None)).err());
         }
         for address in tables.addresses.pending() {
             errors.extend(tables.write_address(address, now, io).map_err(|failure| failure.of(None)).err());
         }
+        errors.extend(tables.write_pods(io).into_iter().map(|failure| failure.of(None)));
         for (number, line) in tables.filter.all_pending() {
             match TableIo::<AddressFilter>::put(io, &number, &line) {
                 Ok(()) => tables.filter.confirm(number),
                 Err(source) => errors.push(Failure::new(AddressFilter::NAME, source).of(None)),
             }
         }
+        self.unwritten =
+            errors.iter().filter_map(|error| Some(error.port.as_ref()?.service.clone())).collect();
         errors
+    }
+
+    /// Begins to look whether the tables still contain what was written (SYNC-06); `None` before anything was.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be listed.
+    pub fn begin_audit<I: TablesIo>(&self, io: &I) -> Result<Option<Audit>, CommitError<I::Error>> {
+        match self.stage {
+            Stage::Waiting => Ok(None),
+            Stage::Running => Audit::of(&self.tables, io).map(Some),
+        }
+    }
+
+    /// Looks at so many more entries at most, and puts right what is not as it was written.
+    ///
+    /// # Errors
+    ///
+    /// If an entry cannot be read or put right. The others can still be looked at.
+    pub fn go_on<I: TablesIo>(
+        &self,
+        audit: &mut Audit,
+        most: usize,
+        io: &mut I,
+    ) -> Result<(), CommitError<I::Error>> {
+        audit.go_on(most, &self.tables, io)
+    }
+
+    /// Of which protocols backends may have been retired since the last call that sockets must not stay with: UDP (CT-08),
+    /// and TCP of Services that ask for resets; others keep their backend (CT-20). After the first full commit, all: an
+    /// earlier run may have ended between retiring and this.
+    #[must_use]
+    pub fn take_retired(&mut self) -> BTreeSet<Transport> {
+        mem::take(&mut self.retired)
+    }
+
+    /// Whether a Service has asked for its TCP connections to be reset, since this began.
+    #[must_use]
+    pub const fn resets(&self) -> bool {
+        self.resets
     }
 
     /// Whether anything waits: for [`Model::plan`], for a write to be repeated, or for room in a table. The agent calls
@@ -222,6 +312,7 @@ impl Model {
                 || self.readdressed
                 || self.stage == Stage::Waiting
                 || self.tables.addresses.is_pending()
+                || self.tables.pods.pending_keys().next().is_some()
                 || !self.pending.is_empty()
                 || !self.unfit.is_empty()
                 || !self.leftovers.is_empty()

@@ -12,6 +12,9 @@ use crate::{
     name::Family,
 };
 
+/// The cluster autoscaler is about to delete the node (HZ-06).
+const DOOMED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// Where a node is (TOPO-08).
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
@@ -24,6 +27,8 @@ pub(crate) struct ThisNode {
     facts: Facts,
     /// Whether its Node object has been seen.
     seen: bool,
+    /// Whether load balancers may send it traffic.
+    eligible: bool,
     problems: Vec<ObjectError>,
 }
 
@@ -53,6 +58,7 @@ impl ThisNode {
             bound: bound.filter(|ip| !ip.is_unspecified()),
             facts: Facts::default(),
             seen: false,
+            eligible: false,
             problems: Vec::new(),
         }
     }
@@ -70,6 +76,11 @@ impl ThisNode {
     /// Whether anybody has said what its addresses are.
     pub(crate) const fn is_known(&self) -> bool {
         self.seen
+    }
+
+    /// Whether load balancers may send it traffic: its Node object is there, and nobody is about to delete it (HZ-06).
+    pub(crate) const fn is_eligible(&self) -> bool {
+        self.eligible
     }
 
     /// Its address of a family: the first that the Node object names (NODE-02), unless the agent was told which.
@@ -90,17 +101,19 @@ impl ThisNode {
 
     /// Takes note of a change of a Node, of interest if it is this one. Returns what is new, and what is newly wrong.
     ///
-    /// A Node object that is gone, or not among those listed, changes nothing: while this agent runs, the node is
-    /// there, and where it was (TOPO-09).
+    /// A Node object that is gone, or not among those listed, changes nothing but that load balancers should send their
+    /// traffic elsewhere: while this agent runs, the node is there, and where it was (TOPO-09).
     pub(crate) fn apply(&mut self, event: &Event<Node>) -> (NodeChange, Vec<ObjectError>) {
-        let nodes = match event {
-            Event::Apply(node) => std::slice::from_ref(node),
-            Event::Replace(nodes) => nodes,
-            Event::Delete(_) => &[],
+        let (nodes, gone) = match event {
+            Event::Apply(node) => (std::slice::from_ref(node), false),
+            Event::Replace(nodes) => (&nodes[..], true),
+            Event::Delete(object) => (&[][..], object.name == self.name),
         };
         let Some(node) = nodes.iter().find(|node| node.metadata.name.as_ref() == Some(&self.name)) else {
+            self.eligible &= !gone;
             return (NodeChange::default(), Vec::new());
         };
+        self.eligible = is_eligible(node);
         let object = ObjectName { namespace: String::new(), name: self.name.clone() };
         let mut report = Report::new(Kind::Node, &object);
         let facts = Facts::parse(node, &mut report);
@@ -115,6 +128,11 @@ impl ThisNode {
         self.problems = problems;
         (change, news)
     }
+}
+
+fn is_eligible(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && taints.all(|taint| taint.key != DOOMED_TAINT)
 }
 
 impl Facts {
@@ -206,6 +224,46 @@ mod tests {
         assert!(!moves(&mut this, Event::Delete(name)));
         assert!(!moves(&mut this, Event::Replace(vec![])));
         assert_eq!(this.zone(), Some("zone-a"));
+    }
+
+    /// HZ-06; VER-25.
+    #[test]
+    fn load_balancers_may_use_a_node_that_is_there_and_to_stay() {
+        let this_node = |metadata: &Value, taints: &Value| -> Node {
+            let mut node = json!({ "metadata": { "name": "node-a" }, "spec": { "taints": taints } });
+            node["metadata"].as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
+            serde_json::from_value(node).unwrap()
+        };
+        let good = this_node(
+            &json!({}),
+            &json!([{ "key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule" }]),
+        );
+        let dying = this_node(&json!({ "deletionTimestamp": "2026-01-01T00:00:00Z" }), &json!([]));
+        let doomed = |effect: &str| {
+            this_node(&json!({}), &json!([{ "key": DOOMED_TAINT, "value": "1", "effect": effect }]))
+        };
+        let name = |name: &str| ObjectName { namespace: String::new(), name: name.to_owned() };
+        let mut this = ThisNode::new("node-a", None);
+        assert!(!this.is_eligible(), "nobody has seen it");
+        for (event, eligible) in [
+            (Event::Apply(node("node-b", "")), false),
+            (Event::Apply(good.clone()), true),
+            (Event::Apply(node("node-b", "")), true),
+            (Event::Apply(doomed("NoSchedule")), false),
+            (Event::Apply(good.clone()), true),
+            (Event::Apply(doomed("NoExecute")), false),
+            (Event::Replace(vec![node("node-b", ""), good.clone()]), true),
+            (Event::Apply(dying), false),
+            (Event::Apply(good.clone()), true),
+            (Event::Delete(name("node-b")), true),
+            (Event::Delete(name("node-a")), false),
+            (Event::Apply(good), true),
+            (Event::Replace(vec![node("node-b", "")]), false),
+        ] {
+            let text = format!("{event:?}");
+            this.apply(&event);
+            assert_eq!(this.is_eligible(), eligible, "{text}");
+        }
     }
 
     fn with(addresses: &[(&str, &str)], pod_cidrs: &Value) -> Event<Node> {

@@ -22,6 +22,8 @@ pub struct Options {
     pub masquerade_all: bool,
     /// Whether `spec.externalIPs` are served (XIP-03).
     pub external_ips: bool,
+    /// Whether to tell which pods are served at their sockets.
+    pub follow_pods: bool,
 }
 
 impl Default for Options {
@@ -33,6 +35,7 @@ impl Default for Options {
             detect_local: DetectLocal::default(),
             masquerade_all: false,
             external_ips: true,
+            follow_pods: false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a Service asks for all its ports alike.
 
-use k8s_openapi::api::core::v1::ServiceSpec;
+use k8s_openapi::{api::core::v1::ServiceSpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 use crate::error::Report;
 
@@ -103,6 +103,35 @@ impl SessionAffinity {
     }
 }
 
+/// What becomes of a TCP connection when its endpoint is gone for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum OnRemoval {
+    /// It goes on until it ends by itself (CT-20).
+    #[default]
+    Keep,
+    /// It is reset.
+    Reset,
+}
+
+impl OnRemoval {
+    /// The annotation by which a Service asks for it.
+    const ANNOTATION: &str = "sluice.io/reset-on-backend-removal";
+
+    /// From the Service's annotation.
+    pub(crate) fn parse(metadata: &ObjectMeta, report: &mut Report<'_>) -> Self {
+        let annotations = metadata.annotations.as_ref();
+        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str) {
+            None | Some("false") => Self::Keep,
+            Some("true") => Self::Reset,
+            Some(other) => {
+                let field = format!("metadata.annotations[{}]", Self::ANNOTATION);
+                report.text(field, other, "is not \"true\" or \"false\"; connections are not reset");
+                Self::Keep
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -166,6 +195,31 @@ mod tests {
         assert_eq!(policy, TrafficPolicy::Cluster);
         let reason = "is not Cluster or Local; Cluster is used";
         assert_eq!(errors, [format!("Service default/web: spec.externalTrafficPolicy: \"Global\" {reason}")]);
+    }
+
+    #[test]
+    fn connections_are_kept_unless_the_service_says_otherwise() {
+        let complaint = |value: &str| {
+            vec![format!(
+                "Service default/web: metadata.annotations[sluice.io/reset-on-backend-removal]: {value:?} is not \"true\" or \
+                 \"false\"; connections are not reset"
+            )]
+        };
+        for (annotations, expected) in [
+            (json!(null), (OnRemoval::Keep, vec![])),
+            (json!({ "sluice.io/reset": "true" }), (OnRemoval::Keep, vec![])),
+            (json!({ OnRemoval::ANNOTATION: "false" }), (OnRemoval::Keep, vec![])),
+            (json!({ OnRemoval::ANNOTATION: "true" }), (OnRemoval::Reset, vec![])),
+            (json!({ OnRemoval::ANNOTATION: "yes" }), (OnRemoval::Keep, complaint("yes"))),
+            (json!({ OnRemoval::ANNOTATION: "" }), (OnRemoval::Keep, complaint(""))),
+        ] {
+            let object = ObjectName { namespace: "default".to_owned(), name: "web".to_owned() };
+            let metadata = serde_json::from_value(json!({ "annotations": annotations })).unwrap();
+            let mut report = Report::new(Kind::Service, &object);
+            let found = OnRemoval::parse(&metadata, &mut report);
+            let errors: Vec<_> = report.finish().iter().map(ToString::to_string).collect();
+            assert_eq!((found, errors), expected, "{metadata:?}");
+        }
     }
 
     /// SP-11, AFF-02.

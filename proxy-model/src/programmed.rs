@@ -53,6 +53,8 @@ pub(crate) struct Programmed {
     pub(crate) dropped: Vec<FrontendKey>,
     /// The ClusterIP that it is counted for.
     cluster_ip: Option<Addr>,
+    /// Whether connections are reset when their backend is gone, or were when they began.
+    resets: bool,
 }
 
 /// Whether the traffic counters of a service id count for the service port that has it.
@@ -86,12 +88,28 @@ impl Programmed {
             keys: Vec::new(),
             dropped: Vec::new(),
             cluster_ip: None,
+            resets: false,
         }
     }
 
     /// Whether it should not be in the tables at all.
     pub(crate) fn is_unwanted(&self) -> bool {
         self.keys.is_empty()
+    }
+
+    /// A frontend that it has, or is about to have, does this.
+    pub(crate) fn note_terms(&mut self, flags: FrontendFlags) {
+        self.resets |= flags.contains(FrontendFlags::RESET);
+    }
+
+    /// Whether connections are reset when their backend is gone, or were when they began.
+    pub(crate) const fn resets(&self) -> bool {
+        self.resets
+    }
+
+    /// How many backends wait until no frontend leads to them.
+    pub(crate) fn leaving(&self) -> usize {
+        self.leaving.len()
     }
 
     /// Sets what it should have. If that does not fit, nothing changes. The caller decides what becomes of frontends
@@ -170,6 +188,7 @@ impl Programmed {
         self.dropped.extend(before);
         self.dropped.retain(|key| !self.keys.contains(key));
         for &(key, flags) in frontends {
+            self.note_terms(flags);
             let (inside, outside) = Set::of_frontend(flags);
             let value = Frontend {
                 service: self.id,

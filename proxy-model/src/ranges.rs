@@ -2,11 +2,7 @@
 
 use std::net::IpAddr;
 
-use proxy_common::{
-    frontend::ServiceId,
-    ranges::SourceRange,
-    tables::{SourceRanges, Table},
-};
+use proxy_common::{frontend::ServiceId, ranges::SourceRange, tables::SourceRanges};
 
 use crate::{
     cidr::Cidr,
@@ -43,9 +39,6 @@ pub(crate) struct Admissions {
     dropped: Vec<SourceRange>,
 }
 
-/// What a row says: that it is there.
-const ADMITTED: <SourceRanges as Table>::Value = 1;
-
 impl Admissions {
     /// The kernel has this row.
     pub(crate) fn adopt(&mut self, range: SourceRange) {
@@ -60,7 +53,7 @@ impl Admissions {
             tables.ranges.unwant(range);
         }
         for &range in &self.present {
-            tables.ranges.want(range, ADMITTED);
+            tables.ranges.want(range, range.prefix_length);
         }
         self.dropped.retain(|range| tables.ranges.pending(range) == Some(Pending::Delete));
     }

@@ -12,6 +12,7 @@ use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::{AddressRoles, FilterLine},
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     tables::{AddressFilter, Backends, ServiceNames, Slots, SourceRanges, Table},
     tuple::Endpoint,
@@ -49,6 +50,8 @@ pub struct Restored {
     pub source_ranges: Vec<(SourceRange, <SourceRanges as Table>::Value)>,
     /// At least the filter lines that are not entirely zero.
     pub filter: Vec<(u32, FilterLine)>,
+    /// All pods.
+    pub pods: Vec<(CgroupId, PodEntry)>,
 }
 
 /// How many entries the tables have whose indices the model gives away.
@@ -91,7 +94,7 @@ pub(crate) struct Leftovers {
 /// Goes on from what was restored: the same names get the same ids, their live backends keep theirs, and frontends
 /// that lead to a complete run of them keep the run.
 pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
-    let Restored { mut frontends, slots, backends, names, addresses, source_ranges, filter } = restored;
+    let Restored { mut frontends, slots, backends, names, addresses, source_ranges, filter, pods } = restored;
     // In an order of their own, so that of two rows that exclude each other the same one wins every time.
     frontends.sort_by_key(|(key, _)| order(key));
     let mut filter = Filter::restored(within(filter.into_iter(), AddressFilter::CAPACITY).collect());
@@ -104,6 +107,7 @@ pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
         frontends: Delta::restored(frontends.iter().copied()),
         names: Delta::restored(names.iter().copied()),
         ranges: Delta::restored(source_ranges),
+        pods: Delta::restored(pods),
         addresses: AddressBook::restored(addresses, &mut filter),
         filter,
         service_ids: Ids::new(capacities.services),
@@ -177,7 +181,10 @@ impl Adopted {
         tables.hold_frontend(key);
         let mut owner = ports.get(&row.service).and_then(|port| programmed.get_mut(port));
         match &mut owner {
-            Some(owner) => owner.keys.push(key),
+            Some(owner) => {
+                owner.keys.push(key);
+                owner.note_terms(row.flags);
+            }
             None => leftovers.services.extend(tables.service_ids.claim(row.service)),
         }
         let (inside, outside) = Set::of_frontend(row.flags);

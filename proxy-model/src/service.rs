@@ -9,7 +9,7 @@ use crate::{
     error::Report,
     external::{External, parse_vip},
     name::{Family, ServicePortName, Transport, is_name},
-    policy::{SessionAffinity, TrafficPolicy},
+    policy::{OnRemoval, SessionAffinity, TrafficPolicy},
 };
 
 /// A Service with this label belongs to another proxy (SVC-01, SVC-02).
@@ -32,6 +32,8 @@ pub(crate) struct ServicePort {
     pub(crate) external: Arc<External>,
     /// Whether clients stay with their backends.
     pub(crate) affinity: SessionAffinity,
+    /// What becomes of connections when their backend is gone; only TCP's are ever reset.
+    pub(crate) on_removal: OnRemoval,
 }
 
 /// The service ports of a Service; none if Sluice does not handle it. What is illegal costs its own port or family.
@@ -52,6 +54,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
     let families = cluster_ips.into_iter().map(|ip| (ip, Arc::new(external.of(Family::of(ip)))));
     let families: Vec<(IpAddr, Arc<External>)> = families.collect();
     let affinity = SessionAffinity::parse(spec, report);
+    let on_removal = OnRemoval::parse(&service.metadata, report);
     let mut seen = BTreeSet::new();
     let mut ports = Vec::new();
     for (at, port) in spec.ports.iter().flatten().enumerate() {
@@ -76,6 +79,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             internal,
             external: Arc::clone(external),
             affinity,
+            on_removal: if transport == Transport::Tcp { on_removal } else { OnRemoval::Keep },
         }));
     }
     ports

@@ -12,8 +12,9 @@ use crate::{
     address::BackendAddress,
     endpoint::{Conditions, Endpoint, Location, Slice, SlicePort},
     frontends::Access,
-    name::{ServicePortName, Transport},
+    name::{Family, ServicePortName, Transport},
     node::ThisNode,
+    policy::OnRemoval,
     reasons::{EndpointVerdict, Exclusion},
     runs::Set,
     service::ServicePort,
@@ -43,14 +44,12 @@ pub(crate) fn choose<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     node: &ThisNode,
 ) -> Sets {
-    let endpoints = merge(&wanted.name, slices);
+    let ServicePortName { port, transport, family, .. } = &wanted.name;
+    let endpoints = merge(port, *transport, *family, slices);
     let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
     let mut backends = Chosen::new();
-    // TCP never looks whether its backend still serves; other flows stay with one that does (CT-03, CT-11).
-    if wanted.name.transport != Transport::Tcp {
-        let serving = endpoints.iter().filter(|(_, endpoint)| endpoint.conditions.serving);
-        backends.extend(serving.map(|(&address, endpoint)| (address, flags(endpoint))));
-    }
+    let staying = endpoints.iter().filter(|(_, endpoint)| keeps_flows(wanted, endpoint));
+    backends.extend(staying.map(|(&address, endpoint)| (address, flags(endpoint))));
     if needs(Set::Cluster) {
         enter(&mut backends, Set::Cluster, &judge(Set::Cluster, &endpoints, node));
     }
@@ -71,7 +70,8 @@ pub(crate) fn explain<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     node: &ThisNode,
 ) -> Vec<EndpointVerdict> {
-    let endpoints = merge(&wanted.name, slices);
+    let ServicePortName { port, transport, family, .. } = &wanted.name;
+    let endpoints = merge(port, *transport, *family, slices);
     let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
     let verdicts = |set| {
         let is_needed = needs(set);
@@ -99,8 +99,21 @@ pub(crate) fn without_port<'a>(
     port: &ServicePortName,
     slices: impl Iterator<Item = &'a Slice>,
 ) -> Vec<IpAddr> {
-    let others = slices.filter(|slice| slice.family == port.family && numbers(port, slice).next().is_none());
+    let ServicePortName { port, transport, family, .. } = port;
+    let is_served = |slice: &Slice| numbers(port, *transport, slice).next().is_some();
+    let others = slices.filter(|slice| slice.family == *family && !is_served(slice));
     others.flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.ip)).collect()
+}
+
+/// Whether an endpoint keeps the flows that it has, even if it is in no set. TCP never looks, unless it is reset when its
+/// endpoint is gone for good: one that is just not ready, or drains before it ends, is not. Other flows stay with an
+/// endpoint that serves (CT-03, CT-11).
+fn keeps_flows(wanted: &ServicePort, endpoint: &Endpoint) -> bool {
+    match (wanted.name.transport, wanted.on_removal) {
+        (Transport::Tcp, OnRemoval::Keep) => false,
+        (Transport::Tcp, OnRemoval::Reset) => true,
+        (Transport::Udp | Transport::Sctp, _) => endpoint.conditions.serving,
+    }
 }
 
 /// What is to be said about a backend in any case.
@@ -146,13 +159,18 @@ fn judge<'a>(set: Set, endpoints: &Merged<'a>, node: &ThisNode) -> Vec<Judged<'a
 }
 
 /// The endpoints of a service port.
-type Merged<'a> = BTreeMap<BackendAddress, &'a Endpoint>;
+pub(crate) type Merged<'a> = BTreeMap<BackendAddress, &'a Endpoint>;
 
 /// The endpoints that serve a port of this name, protocol and family, over all slices (EPS-06, EPS-07).
-fn merge<'a>(port: &ServicePortName, slices: impl Iterator<Item = &'a Slice>) -> Merged<'a> {
+pub(crate) fn merge<'a>(
+    port: &str,
+    transport: Transport,
+    family: Family,
+    slices: impl Iterator<Item = &'a Slice>,
+) -> Merged<'a> {
     let mut merged = Merged::new();
-    for slice in slices.filter(|slice| slice.family == port.family) {
-        for number in numbers(port, slice) {
+    for slice in slices.filter(|slice| slice.family == family) {
+        for number in numbers(port, transport, slice) {
             for endpoint in &slice.endpoints {
                 let address = BackendAddress { ip: endpoint.ip, port: number.port };
                 // EPS-11: a record that does not terminate replaces, one that does only fills a gap.
@@ -168,9 +186,8 @@ fn merge<'a>(port: &ServicePortName, slices: impl Iterator<Item = &'a Slice>) ->
 }
 
 /// The ports of a slice that a service port is served by.
-fn numbers<'a>(port: &ServicePortName, slice: &'a Slice) -> impl Iterator<Item = &'a SlicePort> {
-    let is_served = |number: &&SlicePort| number.name == port.port && number.transport == port.transport;
-    slice.ports.iter().filter(is_served)
+fn numbers<'a>(port: &str, transport: Transport, slice: &'a Slice) -> impl Iterator<Item = &'a SlicePort> {
+    slice.ports.iter().filter(move |number| number.name == port && number.transport == transport)
 }
 
 #[cfg(test)]

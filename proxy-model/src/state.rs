@@ -6,7 +6,10 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    api::{
+        core::v1::{Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
@@ -14,7 +17,10 @@ use crate::{
     change::{Change, Event, ObjectName},
     endpoint::{self, Slice},
     error::{Kind, ObjectError, Report},
+    journal::Journal,
     node::ThisNode,
+    pod,
+    pods::{Pods, UidTaken},
     service::{self, ServicePort},
 };
 
@@ -29,8 +35,12 @@ pub(crate) struct State {
     /// The Service that each slice was last seen under, so that it leaves there when it moves (EPS-15).
     owners: HashMap<ObjectName, ObjectName>,
     problems: BTreeMap<(Kind, ObjectName), Vec<ObjectError>>,
+    /// The pods of this node, and their cgroups.
+    pub(crate) pods: Pods,
     /// Services whose ports or slices changed since [`State::take_dirty`].
     dirty: BTreeSet<ObjectName>,
+    /// What came in.
+    pub(crate) journal: Journal,
     /// Whether this node's addresses changed since [`State::take_node_addresses_changed`].
     node_addresses_changed: bool,
     listed: BTreeSet<Kind>,
@@ -41,6 +51,8 @@ pub(crate) struct State {
 pub(crate) struct ParsedService {
     /// When it was created: of two that claim the same address, the older has it. Never changes while it lives.
     pub(crate) created: Option<Time>,
+    /// `metadata.uid`: another one is another Service of the same name.
+    pub(crate) uid: Option<String>,
     /// Its service ports.
     pub(crate) ports: Vec<ServicePort>,
 }
@@ -57,14 +69,16 @@ trait Object {
 }
 
 impl State {
-    pub(crate) fn new(node: ThisNode) -> Self {
+    pub(crate) fn new(node: ThisNode, pods: Pods) -> Self {
         Self {
             node,
+            pods,
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             owners: HashMap::new(),
             problems: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            journal: Journal::default(),
             node_addresses_changed: false,
             listed: BTreeSet::new(),
         }
@@ -86,6 +100,12 @@ impl State {
                 }
                 news
             }
+            Change::Pod(event) if self.pods.are_followed() => self.take_in(event),
+            Change::PodCgroup(event) if self.pods.are_followed() => {
+                self.pods.apply(event);
+                Vec::new()
+            }
+            Change::Pod(_) | Change::PodCgroup(_) => Vec::new(),
         }
     }
 
@@ -94,13 +114,19 @@ impl State {
         [Kind::Service, Kind::EndpointSlice].iter().all(|kind| self.listed.contains(kind))
     }
 
+    /// Whether the pods of this node have been listed.
+    pub(crate) fn knows_pods(&self) -> bool {
+        self.listed.contains(&Kind::Pod)
+    }
+
     /// Whether a plan would find anything changed.
     pub(crate) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty() || self.node_addresses_changed
+        !self.dirty.is_empty() || self.node_addresses_changed || self.pods.is_dirty()
     }
 
     /// The Services that are affected by changes since the last call.
     pub(crate) fn take_dirty(&mut self) -> BTreeSet<ObjectName> {
+        self.journal.planned();
         mem::take(&mut self.dirty)
     }
 
@@ -122,6 +148,11 @@ impl State {
     /// The slices of a Service, in the order of their names.
     pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
         self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// How many objects something is wrong with.
+    pub(crate) fn troubled(&self) -> usize {
+        self.problems.len() + usize::from(!self.node.problems().is_empty())
     }
 
     /// What is wrong with the present objects.
@@ -148,6 +179,18 @@ impl State {
             |service: &ParsedService| service.ports.iter().any(|port| port.external.is_restricted());
         dirty
             .extend(services.iter().filter(|(_, service)| restricted(service)).map(|(name, _)| name.clone()));
+    }
+
+    fn set_service(&mut self, name: &ObjectName, service: Option<ParsedService>) {
+        if self.services.get(name) == service.as_ref() {
+            return;
+        }
+        match service {
+            Some(service) => self.services.insert(name.clone(), service),
+            None => self.services.remove(name),
+        };
+        self.journal.service_changed(name);
+        self.dirty.insert(name.clone());
     }
 
     fn take_in<K: Object>(&mut self, event: Event<K>) -> Vec<ObjectError> {
@@ -199,21 +242,16 @@ impl Object for Service {
     }
 
     fn store(&self, name: &ObjectName, state: &mut State, report: &mut Report<'_>) {
+        state.journal.saw_service();
         let ports = service::parse(name, self, report);
-        if ports.is_empty() {
-            return Self::remove(name, state);
-        }
-        let parsed = ParsedService { created: self.metadata.creation_timestamp.clone(), ports };
-        if state.services.get(name) != Some(&parsed) {
-            state.services.insert(name.clone(), parsed);
-            state.dirty.insert(name.clone());
-        }
+        let ObjectMeta { creation_timestamp, uid, .. } = &self.metadata;
+        let parsed = ParsedService { created: creation_timestamp.clone(), uid: uid.clone(), ports };
+        state.set_service(name, Some(parsed).filter(|parsed| !parsed.ports.is_empty()));
     }
 
     fn remove(name: &ObjectName, state: &mut State) {
-        if state.services.remove(name).is_some() {
-            state.dirty.insert(name.clone());
-        }
+        state.journal.saw_service();
+        state.set_service(name, None);
     }
 
     fn names(state: &State) -> Vec<ObjectName> {
@@ -240,8 +278,10 @@ impl Object for EndpointSlice {
         if state.owners.get(name).is_some_and(|before| *before != owner) {
             Self::remove(name, state);
         }
+        state.journal.saw_slice();
         let siblings = state.slices.entry(owner.clone()).or_default();
         if siblings.get(&name.name) != Some(&slice) {
+            state.journal.slice_changed(&owner, slice.family, self);
             siblings.insert(name.name.clone(), slice);
             state.dirty.insert(owner.clone());
         }
@@ -253,7 +293,10 @@ impl Object for EndpointSlice {
             return;
         };
         if let Some(siblings) = state.slices.get_mut(&owner) {
-            siblings.remove(&name.name);
+            if let Some(slice) = siblings.remove(&name.name) {
+                state.journal.saw_slice();
+                state.journal.slice_gone(&owner, slice.family);
+            }
             if siblings.is_empty() {
                 state.slices.remove(&owner);
             }
@@ -263,6 +306,37 @@ impl Object for EndpointSlice {
 
     fn names(state: &State) -> Vec<ObjectName> {
         state.owners.keys().cloned().collect()
+    }
+}
+
+impl Object for Pod {
+    const KIND: Kind = Kind::Pod;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn store(&self, name: &ObjectName, state: &mut State, report: &mut Report<'_>) {
+        let node = self.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        if node != Some(state.node.name()) {
+            return Self::remove(name, state);
+        }
+        let reason = pod::judge(self, report);
+        let Some((uid, claim)) = pod::uid(self, report) else {
+            return Self::remove(name, state);
+        };
+        let text = uid.to_string();
+        if let Err(UidTaken) = state.pods.store(name, uid, claim, reason) {
+            pod::report_stolen_uid(&text, report);
+        }
+    }
+
+    fn remove(name: &ObjectName, state: &mut State) {
+        state.pods.remove(name);
+    }
+
+    fn names(state: &State) -> Vec<ObjectName> {
+        state.pods.names().cloned().collect()
     }
 }
 

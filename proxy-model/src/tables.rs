@@ -7,7 +7,7 @@ use proxy_common::{
     backend::{Backend, BackendFlags, BackendId, Generation},
     filter::AddressRoles,
     frontend::{Frontend, FrontendKey, ServiceId},
-    tables::{AddressFilter, Addresses, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
+    tables::{AddressFilter, Addresses, Backends, Frontends, Pods, ServiceNames, Slots, SourceRanges, Table},
     tuple::Endpoint,
 };
 
@@ -32,6 +32,7 @@ pub(crate) struct Tables {
     pub(crate) frontends: Delta<Frontends>,
     pub(crate) names: Delta<ServiceNames>,
     pub(crate) ranges: Delta<SourceRanges>,
+    pub(crate) pods: Delta<Pods>,
     pub(crate) addresses: AddressBook,
     pub(crate) filter: Filter,
     pub(crate) service_ids: Ids<ServiceId>,
@@ -136,6 +137,17 @@ impl Tables {
     ) -> Result<(), Failure<I::Error>> {
         self.write_filter(address, io)?;
         self.addresses.write(address, &mut self.filter, now, io)
+    }
+
+    /// Writes and deletes the rows of pods that need it. Those that go make room for those that come.
+    pub(crate) fn write_pods<I: HashTableIo<Pods>>(&mut self, io: &mut I) -> Vec<Failure<I::Error>> {
+        let mut pending: Vec<_> = self.pods.pending_keys().copied().collect();
+        pending.sort_unstable_by_key(|id| (self.pods.wanted(id).is_some(), *id));
+        let mut change = |id| match delete(&mut self.pods, id, io)? {
+            Deletion::Done => Ok(()),
+            Deletion::NotNeeded => write(&mut self.pods, id, io),
+        };
+        pending.into_iter().filter_map(|id| change(id).err()).collect()
     }
 
     /// Deletes a frontend if it should go; one that somebody else wants by now is theirs to write.

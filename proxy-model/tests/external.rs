@@ -35,6 +35,7 @@ fn ips(texts: &[&str]) -> Vec<IpAddr> {
 fn web(ranges: &[&str]) -> Service {
     let spec = json!({
         "clusterIP": "10.96.0.1", "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 32000,
         "loadBalancerSourceRanges": ranges, "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }],
     });
     load_balancer("web", spec, &["192.0.2.1"])

@@ -52,7 +52,7 @@ fn options() -> Options {
 fn web(fields: &Value) -> Service {
     let port = |name: &str, protocol: &str| json!({ "name": name, "protocol": protocol, "port": 80, "nodePort": 30080 });
     let mut spec = json!({
-        "clusterIP": "10.96.0.1", "type": "LoadBalancer", "externalIPs": ["198.51.100.1"],
+        "clusterIP": "10.96.0.1", "type": "LoadBalancer", "healthCheckNodePort": 32000, "externalIPs": ["198.51.100.1"],
         "ports": [port("tcp", "TCP"), port("udp", "UDP"), port("sctp", "SCTP")],
     });
     spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());

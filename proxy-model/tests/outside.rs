@@ -38,7 +38,7 @@ fn options() -> Options {
 /// A Service with every kind of address, and these fields.
 fn web(fields: &Value) -> Service {
     let mut spec = json!({
-        "clusterIP": "10.96.0.1", "type": "LoadBalancer", "externalIPs": ["198.51.100.1"],
+        "clusterIP": "10.96.0.1", "type": "LoadBalancer", "healthCheckNodePort": 32000, "externalIPs": ["198.51.100.1"],
         "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }],
     });
     spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -81,7 +81,7 @@ fn outcome(node: &Node, Client(device, client): Client, to: &str) -> String {
                 Verdict::Pass => "pass".to_owned(),
                 Verdict::Refuse(DropReason::NoBackend) => "refuse".to_owned(),
                 Verdict::Drop(reason) => format!("drop {}", reason.as_str()),
-                verdict @ Verdict::Refuse(_) => format!("{verdict:?}?"),
+                verdict @ (Verdict::Refuse(_) | Verdict::Reset(_)) => format!("{verdict:?}?"),
             }
         })
         .collect();

@@ -40,6 +40,7 @@ fn started_on(restored: Restored) -> Model {
     let mut model = model_on(restored);
     let shop = json!({
         "clusterIP": "10.96.0.2", "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 32000,
         "loadBalancerSourceRanges": ["10.0.0.0/8", "203.0.113.0/24"],
         "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }],
     });

@@ -1,6 +1,7 @@
 //! The real agent on a node.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::ErrorKind,
@@ -36,6 +37,8 @@ pub struct Agent {
     log: PathBuf,
     /// What it is told on its command line, beside where everything is.
     arguments: Vec<String>,
+    /// The capabilities that are left to it, if it is to run as in a container.
+    capabilities: Option<BTreeSet<String>>,
     child: Option<Child>,
     /// How often it was asked whether it has caught up.
     marks: AtomicU16,
@@ -65,6 +68,7 @@ impl Agent {
             pins: Path::new(BPFFS).join(unique),
             log: files.join("log"),
             arguments: arguments.to_vec(),
+            capabilities: None,
             child: None,
             marks: AtomicU16::new(0),
             lines_before: 0,
@@ -80,6 +84,26 @@ impl Agent {
         self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
+    /// From its next life on, it and its commands run as in a container with these capabilities and no others: they have
+    /// no way to get more, and cannot write to the root file system.
+    pub fn contain(&mut self, capabilities: &BTreeSet<String>) {
+        self.capabilities = Some(capabilities.clone());
+    }
+
+    /// Its program, with what it is run by.
+    fn program(&self) -> Command {
+        let Some(capabilities) = &self.capabilities else { return Command::new(&self.binary) };
+        let kept: String = capabilities.iter().map(|name| format!(",+{}", name.to_lowercase())).collect();
+        let mut command = Command::new("unshare");
+        // Root's program gets what is left of the bounding set, whatever root had before.
+        command
+            .args(["--mount", "--propagation=private", "sh", "-c"])
+            .args(["mount -o remount,bind,ro / && exec \"$@\"", "sh"])
+            .args(["setpriv", "--no-new-privs", "--inh-caps=-all", &format!("--bounding-set=-all{kept}")])
+            .arg(&self.binary);
+        command
+    }
+
     /// Starts it again after [`Agent::kill`] or [`Agent::terminate`].
     ///
     /// # Errors
@@ -89,7 +113,7 @@ impl Agent {
         ensure!(self.child.is_none(), "the agent of {} runs already", self.node);
         let log = OpenOptions::new().create(true).append(true).open(Sandbox::shared()?.view(&self.log))?;
         self.lines_before = self.log()?.lines().count();
-        let mut command = Command::new(&self.binary);
+        let mut command = self.program();
         command
             .arg("run")
             .arg("--manifests")
@@ -193,6 +217,20 @@ impl Agent {
         ended
     }
 
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// If it was not running, or does not end.
+    pub fn wait_until_ended(&mut self) -> Result<ExitStatus> {
+        let mut child = self.child.take().context("a running agent")?;
+        let ended = wait_until("the agent ends", || Ok(child.try_wait()?));
+        if ended.is_err() {
+            self.child = Some(child);
+        }
+        ended
+    }
+
     /// Everything it has logged, over all its lives.
     ///
     /// # Errors
@@ -229,23 +267,34 @@ impl Agent {
 
     /// `sluice COMMAND` about this node.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.args(arguments).arg("--bpffs").arg(&self.pins);
+        let mut command = self.program();
+        command.args(arguments).env("SLUICE_BPFFS", &self.pins);
         command
     }
 
-    /// Takes its programs off all devices, as somebody might who cleans up too much.
+    /// Takes its programs off all devices and sockets, as somebody might who cleans up too much.
     ///
     /// # Errors
     ///
     /// If there is nothing to take off, or it cannot be.
     pub fn detach_all(&self) -> Result<()> {
-        let is_link = |pin: &&PathBuf| pin.parent().is_some_and(|parent| parent.ends_with("links"));
-        let pins = self.pins()?;
-        let links: Vec<_> = pins.iter().filter(is_link).collect();
-        ensure!(!links.is_empty(), "no links among {pins:?}");
+        self.links("")?.iter().try_for_each(|link| fs::remove_file(link).context("remove a link"))
+    }
+
+    /// The pins of its links whose names begin so, in order, as threads outside the sandbox reach them.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or the directory cannot be read.
+    pub fn links(&self, prefix: &str) -> Result<Vec<PathBuf>> {
+        let is_link = |pin: &PathBuf| {
+            let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            pin.parent().is_some_and(|parent| parent.ends_with("links")) && name.starts_with(prefix)
+        };
         let root = Sandbox::shared()?.view(&self.pins);
-        links.iter().try_for_each(|link| fs::remove_file(root.join(link)).context("remove a link"))
+        let links: Vec<_> = self.pins()?.into_iter().filter(is_link).map(|link| root.join(link)).collect();
+        ensure!(!links.is_empty(), "no links {prefix}* of {}", self.node);
+        Ok(links)
     }
 
     /// The directory of its pins, as seen from inside the sandbox.
@@ -308,6 +357,10 @@ impl Drop for Agent {
         if let Some(mut child) = self.child.take() {
             // It may have ended by itself; either way nobody needs it any more.
             drop(child.kill().and_then(|()| child.wait()));
+        }
+        // Pinned links outlive it, and a cgroup takes 64 programs of a kind: those of agents that have gone must not count.
+        if let Ok(sandbox) = Sandbox::shared() {
+            drop(fs::remove_dir_all(sandbox.view(&self.pins)));
         }
     }
 }

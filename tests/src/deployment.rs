@@ -8,9 +8,13 @@ use std::{
 use anyhow::{Result, ensure};
 use proxy_common::drop::DropReason;
 
-use crate::{agent::Agent, service::Service, topology::Cluster};
+use crate::{
+    agent::Agent,
+    service::Service,
+    topology::{Cluster, Node},
+};
 
-/// The agents of a cluster, which are all told the same.
+/// The agents of a cluster, which are all told to serve the same.
 #[derive(Debug)]
 pub struct Deployment {
     /// One per node, in the order of the nodes.
@@ -24,8 +28,18 @@ impl Deployment {
     ///
     /// If one does not come up.
     pub fn start(cluster: &Cluster, arguments: &[String]) -> Result<Self> {
+        Self::start_each(cluster, |_| arguments.to_vec())
+    }
+
+    /// As [`Deployment::start`], with arguments that depend on the node.
+    ///
+    /// # Errors
+    ///
+    /// If one does not come up.
+    pub fn start_each(cluster: &Cluster, arguments: impl Fn(&Node) -> Vec<String> + Sync) -> Result<Self> {
+        let arguments = &arguments;
         let agents = thread::scope(|scope| {
-            let start = |node| scope.spawn(move || Agent::start(node, arguments));
+            let start = |node| scope.spawn(move || Agent::start(node, &arguments(node)));
             let starting: Vec<_> = cluster.nodes.iter().map(start).collect();
             let started = |thread: ScopedJoinHandle<'_, Result<Agent>>| {
                 thread.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked))

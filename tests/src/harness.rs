@@ -1,6 +1,7 @@
 //! What every test does before and after.
 
 use std::{
+    cell::RefCell,
     io::{self, Write as _},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -32,6 +33,29 @@ pub fn with_agents(nodes: u8, test: impl FnOnce(&Cluster, &mut Deployment) -> Re
     Setup::new(nodes).run(test);
 }
 
+/// Runs tests once more, with these arguments for their agents beside whatever each of them tells.
+///
+/// # Panics
+///
+/// If one of them does.
+pub fn again_telling(arguments: &[&str], tests: &[fn()]) {
+    /// What is told to agents here is told no more when this is gone.
+    struct Told;
+    impl Drop for Told {
+        fn drop(&mut self) {
+            BESIDES.take();
+        }
+    }
+    let _told = Told;
+    BESIDES.set(arguments.iter().map(|&argument| argument.to_owned()).collect());
+    tests.iter().for_each(|test| test());
+}
+
+thread_local! {
+    /// What agents of this thread's tests are told besides.
+    static BESIDES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
 /// What a test needs, if that is not the ordinary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -54,10 +78,11 @@ static IDLE: Mutex<Vec<(Setup, Bed)>> = Mutex::new(Vec::new());
 const MANY_PODS: u8 = 150;
 
 impl Setup {
-    /// So many ordinary nodes, with agents that are told nothing special.
+    /// So many ordinary nodes, with agents that are told nothing special (but see [`again_telling`]).
     #[must_use]
     pub fn new(nodes: u8) -> Self {
-        Self { nodes, shape: Shape::default(), arguments: Vec::new(), alone: false }
+        let arguments = BESIDES.with_borrow(Clone::clone);
+        Self { nodes, shape: Shape::default(), arguments, alone: false }
     }
 
     /// With a cluster of that shape.

@@ -10,6 +10,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::Serialize;
 
 use crate::{
+    pod::PodObject,
     sandbox::Sandbox,
     service::Service,
     topology::{Family, Node},
@@ -111,6 +112,24 @@ impl ManifestDirectory {
         self.remove(&service_file(service))
     }
 
+    /// Writes the object of a pod.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn publish_pod(&self, pod: &PodObject) -> Result<()> {
+        self.write(&pod_file(pod), pod.object())
+    }
+
+    /// Removes what [`ManifestDirectory::publish_pod`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn withdraw_pod(&self, pod: &PodObject) -> Result<()> {
+        self.remove(&pod_file(pod))
+    }
+
     /// Writes the object of a node.
     ///
     /// # Errors
@@ -126,15 +145,37 @@ impl ManifestDirectory {
     ///
     /// If the directory does not let it.
     pub fn publish_node_in(&self, node: &Node, zone: &str) -> Result<()> {
-        let mut object = node_object(node);
         let label = ("topology.kubernetes.io/zone".to_owned(), zone.to_owned());
-        object.metadata.labels = Some([label].into());
+        self.publish_node_as(node, |object| object.metadata.labels = Some([label].into()))
+    }
+
+    /// Writes the object of a node with changes.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not let it.
+    pub fn publish_node_as(&self, node: &Node, change: impl FnOnce(&mut core::Node)) -> Result<()> {
+        let mut object = node_object(node);
+        change(&mut object);
         self.write(&node_file(node), &object)
+    }
+
+    /// Removes the object of a node.
+    ///
+    /// # Errors
+    ///
+    /// If it is there and cannot be removed.
+    pub fn withdraw_node(&self, node: &Node) -> Result<()> {
+        self.remove(&node_file(node))
     }
 }
 
 fn service_file(service: &Service) -> String {
     format!("{}.yaml", service.name)
+}
+
+fn pod_file(pod: &PodObject) -> String {
+    format!("pod-{}.yaml", pod.name())
 }
 
 fn node_file(node: &Node) -> String {

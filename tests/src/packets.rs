@@ -137,6 +137,54 @@ impl Frame {
         bytes
     }
 
+    /// The RST by which the destination says that it knows of no such connection (RFC 9293 3.10.7.1), for a TCP segment:
+    /// both MAC addresses swapped, and nothing but headers.
+    #[must_use]
+    pub fn reset(&self) -> Vec<u8> {
+        const WINDOW: usize = 14;
+        const CHECK: usize = 16;
+        let sent = match self.transport {
+            Transport::Tcp(flags) => flags,
+            _ => 0,
+        };
+        // As a frame has them.
+        let (sequence, acknowledgement): (u32, u32) = (1, 2);
+        let controls = u32::from(sent & flags::SYN != 0) + u32::from(sent & flags::FIN != 0);
+        let (flags, numbers) = if sent & flags::ACK != 0 {
+            (flags::RST, [acknowledgement, 0])
+        } else {
+            let length = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
+            (flags::RST | flags::ACK, [0, sequence + length + controls])
+        };
+        let answer = Self {
+            source: self.destination,
+            destination: self.source,
+            transport: Transport::Tcp(flags),
+            payload: Vec::new(),
+            options: Options::None,
+        };
+        let mut bytes = answer.bytes();
+        let (ether, packet) = bytes.split_at_mut(EthHdr::LEN);
+        ether[..2 * 6].rotate_left(6);
+        let (network, tcp) = packet.split_at_mut(packet.len() - TcpHdr::LEN);
+        tcp[4..12].copy_from_slice(&numbers.map(u32::to_be_bytes).concat());
+        tcp[WINDOW..WINDOW + 4].fill(0);
+        let addresses = if network.len() == Ipv4Hdr::LEN {
+            // No identification: it is never fragmented.
+            network[4..6].fill(0);
+            network[10..12].fill(0);
+            let check = checksum(network);
+            network[10..12].copy_from_slice(&check.to_be_bytes());
+            &network[12..]
+        } else {
+            &network[8..]
+        };
+        let pseudo = [0, IpProto::Tcp as u8, 0, 20];
+        let check = checksum(&[addresses, &pseudo, tcp].concat());
+        tcp[CHECK..CHECK + 2].copy_from_slice(&check.to_be_bytes());
+        bytes
+    }
+
     /// Network and transport header, without Ethernet header and payload.
     #[must_use]
     pub fn headers(&self) -> Vec<u8> {

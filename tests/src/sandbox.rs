@@ -5,7 +5,7 @@
 //! bpffs and tmpfs: they end with the last process in them, and no clean-up code has to run.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -111,16 +111,26 @@ pub fn own_cgroup() -> Result<&'static Path> {
 
 fn enter_own_cgroup(root: &Path) -> Result<PathBuf> {
     const NAME: &str = "sluice-tests-";
-    let text = std::fs::read_to_string("/proc/self/cgroup")?;
-    let parent = root.join(text.lines().find_map(|line| line.strip_prefix("0::/")).context("a cgroup2")?);
-    // Those of processes that have ended; the kernel keeps the others.
-    for entry in std::fs::read_dir(&parent)?.filter_map(Result::ok) {
-        if entry.file_name().to_string_lossy().starts_with(NAME) {
-            drop(std::fs::remove_dir(entry.path()));
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let own = text.lines().find_map(|line| line.strip_prefix("0::/")).context("a cgroup2")?;
+    // Beside that of a test that has started this process: below one that has threads apart, none is of any use.
+    let parent = own
+        .split('/')
+        .take_while(|part| !part.starts_with(NAME))
+        .fold(root.to_owned(), |dir, part| dir.join(part));
+    // Those of processes that have ended, with what these had in them.
+    for entry in fs::read_dir(&parent)?.filter_map(Result::ok) {
+        let (name, path) = (entry.file_name(), entry.path());
+        let is_empty = fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| text.is_empty());
+        if name.to_string_lossy().starts_with(NAME) && is_empty {
+            for inner in fs::read_dir(&path)?.filter_map(Result::ok) {
+                drop(fs::remove_dir(inner.path()));
+            }
+            drop(fs::remove_dir(path));
         }
     }
     let own = parent.join(format!("{NAME}{}", std::process::id()));
-    std::fs::create_dir(&own)?;
-    std::fs::write(own.join("cgroup.procs"), "0")?;
+    fs::create_dir(&own)?;
+    fs::write(own.join("cgroup.procs"), "0")?;
     Ok(own)
 }

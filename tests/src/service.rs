@@ -65,6 +65,9 @@ pub struct Service {
     pub labels: Vec<(String, String)>,
     /// The same for its slices.
     pub slice_labels: Vec<(String, String)>,
+    triggered_at: Option<String>,
+    /// What is asked beyond the API's fields.
+    pub annotations: Vec<(String, String)>,
     vips: Addresses,
     ports: Vec<Port>,
     spec: ServiceSpec,
@@ -90,7 +93,9 @@ impl Service {
         Self {
             name: name.to_owned(),
             labels: Vec::new(),
+            annotations: Vec::new(),
             slice_labels: Vec::new(),
+            triggered_at: None,
             vips,
             ports: Protocol::ALL.map(port).into(),
             spec,
@@ -177,6 +182,15 @@ impl Service {
         self.edit(|spec| spec.external_traffic_policy = Some("Local".to_owned()))
     }
 
+    /// With `externalTrafficPolicy: Local` and a load balancer that asks at this port who has endpoints.
+    #[must_use]
+    pub fn with_health_check(self, port: u16) -> Self {
+        self.local_for_outside().edit(|spec| {
+            spec.type_ = Some("LoadBalancer".to_owned());
+            spec.health_check_node_port = Some(port.into());
+        })
+    }
+
     /// With `internalTrafficPolicy: Local`.
     #[must_use]
     pub fn local_for_inside(self) -> Self {
@@ -209,6 +223,20 @@ impl Service {
     #[must_use]
     pub fn labelled(mut self, key: &str, value: &str) -> Self {
         self.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With its slices written for a change that happened at this time (RFC 3339).
+    #[must_use]
+    pub fn triggered_at(mut self, time: &str) -> Self {
+        self.triggered_at = Some(time.to_owned());
+        self
+    }
+
+    /// Annotated.
+    #[must_use]
+    pub fn annotated(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -279,7 +307,11 @@ impl Service {
         let ports = Some(self.ports.iter().map(port).collect());
         let balancer = LoadBalancerStatus { ingress: Some(self.ingress.clone()) };
         ServiceObject {
-            metadata: self.metadata(self.name.clone(), &self.labels),
+            metadata: ObjectMeta {
+                annotations: (!self.annotations.is_empty())
+                    .then(|| self.annotations.iter().cloned().collect()),
+                ..self.metadata(self.name.clone(), &self.labels)
+            },
             spec: Some(ServiceSpec { ports, ..self.spec.clone() }),
             status: (!self.ingress.is_empty())
                 .then(|| ServiceStatus { load_balancer: Some(balancer), ..ServiceStatus::default() }),
@@ -304,8 +336,12 @@ impl Service {
             let protocol = |name: &str| self.ports.iter().find(|port| port.name == name).map(|p| p.protocol);
             let ports =
                 targets.iter().map(|(name, number)| member::slice_port(name, protocol(name), *number));
+            let mut metadata = self.metadata(name, &labels);
+            let trigger = self.triggered_at.clone();
+            metadata.annotations = trigger
+                .map(|time| [("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), time)].into());
             EndpointSlice {
-                metadata: self.metadata(name, &labels),
+                metadata,
                 address_type: family.to_string(),
                 endpoints: Some(members.iter().map(|member| member.object(family)).collect()),
                 ports: Some(ports.collect()),

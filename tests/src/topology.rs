@@ -19,10 +19,12 @@
 mod address;
 mod cluster;
 mod node;
+mod offload;
 mod shape;
 mod tun;
 
 pub use address::{Addresses, Ends, Family, SERVICES_V4, SERVICES_V6};
 pub use cluster::{Cluster, Machine};
 pub use node::{BRIDGE, BridgeNetfilter, Node, POD_DEVICE, Pod};
+pub use offload::finish_checksums;
 pub use shape::{Overlay, PodNetwork, Shape, Uplink};

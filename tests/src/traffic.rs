@@ -7,6 +7,7 @@
 mod bulk;
 mod chatter;
 mod datagram;
+pub mod http;
 mod ping;
 mod pump;
 mod raw;

@@ -7,10 +7,14 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use proxy_agent::{
-    datapath::{PerCpuTable, Pins, Program, pinned_hooks},
+    datapath::{ArrayTable, PerCpuTable, Pins, Program, pinned_hooks},
     devices::{Ifindex, name_of},
 };
-use proxy_common::{drop::DropReason, tables::Drops};
+use proxy_common::{
+    backend::{Backend, BackendFlags},
+    drop::DropReason,
+    tables::{Backends, Drops},
+};
 
 use crate::{
     agent::{Agent, Mark},
@@ -126,6 +130,48 @@ impl Agent {
         self.namespace().run(|| {
             let table = PerCpuTable::<Drops>::open(&Pins::new(self.bpffs()))?;
             Ok(table.get(reason as u32)?.iter().sum())
+        })
+    }
+
+    /// The numbers of the backends at these ends that may be used, by the kernel's table.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn live_backends(&self, ends: &[SocketAddr]) -> Result<Vec<u32>> {
+        self.namespace().run(|| {
+            let table = ArrayTable::<Backends>::open(&Pins::new(self.bpffs()))?;
+            let is_one = |backend: &Backend| {
+                let end = backend.end();
+                let end = SocketAddr::new(end.address.to_ip(), end.port.to_host());
+                backend.flags.contains(BackendFlags::LIVE) && ends.contains(&end)
+            };
+            let mut found = Vec::new();
+            for entry in table.entries() {
+                let (id, backend) = entry?;
+                // Low numbers are given away first.
+                if found.len() == ends.len() {
+                    break;
+                }
+                if is_one(&backend) {
+                    found.push(id);
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Whether one of these backends may be used.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be read.
+    pub fn has_live_backend(&self, numbers: &[u32]) -> Result<bool> {
+        self.namespace().run(|| {
+            let table = ArrayTable::<Backends>::open(&Pins::new(self.bpffs()))?;
+            let is_live = |backend: Backend| backend.flags.contains(BackendFlags::LIVE);
+            let rows = numbers.iter().map(|&number| table.get(number)).collect::<Result<Vec<_>, _>>()?;
+            Ok(rows.into_iter().flatten().any(is_live))
         })
     }
 

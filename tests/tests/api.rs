@@ -1,7 +1,9 @@
 //! The Kubernetes source against an API server: one in this process, which misbehaves on demand, and a real one if
 //! `KUBEBUILDER_ASSETS` names a directory with `etcd` and `kube-apiserver`.
 //!
-//! Each test ends when what was told, put together, is what the server has.
+//! And what an API server is given to run the agent.
+//!
+//! Each test of the source ends when what was told, put together, is what the server has.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,9 +14,14 @@
 mod api {
     mod churn;
     mod cluster;
+    mod deploy;
+    mod events;
+    mod failover;
     mod faults;
     mod follow;
+    mod gate;
     mod log;
+    mod pods;
     mod real;
     mod scenarios;
 }

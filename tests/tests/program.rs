@@ -8,5 +8,6 @@ mod program {
     mod flows;
     mod load;
     mod packets;
+    mod reset;
     mod tables;
 }

@@ -8,7 +8,7 @@ use crate::bpf::{self, DATAPATH, Features};
 use crate::process::{cargo, find_in_path, report, run};
 use crate::setup;
 use crate::steps::Steps;
-use crate::{object_check, toolchain::Toolchain};
+use crate::{manifest, object_check, toolchain::Toolchain};
 
 /// Runs every check and sums up.
 pub(crate) fn check() -> Result<ExitCode> {
@@ -25,6 +25,7 @@ pub(crate) fn check() -> Result<ExitCode> {
     steps.run("object", || object(&toolchain));
     steps.run("clippy", || run(cargo().args(["clippy", "--all-targets", "--", "-Dwarnings"])));
     steps.run("clippy bpf", clippy_bpf);
+    steps.run("manifest", manifest::check);
     steps.run("doc", || run(cargo().args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings")));
     Ok(steps.finish())
 }

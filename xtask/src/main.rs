@@ -8,7 +8,10 @@ mod bpf;
 mod budget;
 mod bytecode;
 mod check;
+mod hash;
+mod image;
 mod install;
+mod manifest;
 mod object_check;
 mod object_file;
 mod process;
@@ -26,6 +29,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use bpf::{Features, Profile};
+use image::{Arch, ImageOptions};
 use process::report;
 use test::Level;
 
@@ -43,13 +47,29 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Build(options) => {
-            bpf::build(options.profile(), options.features())?;
+            match options.is_static {
+                true => drop(image::build(Arch::HOST)?),
+                false => bpf::build(options.profile(), options.features())?,
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Image(options) => {
+            image::image(&options)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Manifest => {
+            manifest::render()?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo { arguments } => match run::demo(&arguments)? {},
         Command::Test { level, arguments } => test::test(level, &arguments),
         Command::Check => check::check(),
-        Command::Bench { what: Bench::Program { arguments } } => match run::bench_program(&arguments)? {},
+        Command::Bench { what: Bench::Program { arguments } } => {
+            match run::bench("bench-program", &arguments)? {}
+        }
+        Command::Bench { what: Bench::Sockets { arguments } } => {
+            match run::bench("bench-sockets", &arguments)? {}
+        }
         Command::Bench { what: Bench::Model } => match run::bench_model()? {},
     }
 }
@@ -70,6 +90,10 @@ enum Command {
     Setup,
     /// Build the kernel programs (target/bpf/*.o) and the agent that embeds them
     Build(BuildOptions),
+    /// Put the agent, as one static file, into a container image: without a daemon, and alone
+    Image(ImageOptions),
+    /// Render deploy/sluice.yaml from the chart (needs helm)
+    Manifest,
     /// Show service traffic being translated, on this machine (as root)
     #[command(disable_help_flag = true)]
     Demo {
@@ -102,6 +126,13 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// What a service costs at the socket, by packet, and not at all: requests per second, and single calls (as root)
+    #[command(disable_help_flag = true)]
+    Sockets {
+        /// Passed to the benchmark: --markdown, --json, --quick, --help, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// What a change costs the agent before it writes: 10,000 Services of 2 endpoints, 1,000 of 250
     Model,
 }
@@ -111,6 +142,9 @@ struct BuildOptions {
     /// Build the agent optimized (the kernel programs always are)
     #[arg(long)]
     release: bool,
+    /// Build the agent as it is in an image: optimized, and one static file
+    #[arg(long = "static", conflicts_with_all = ["release", "datapath_log"])]
+    is_static: bool,
     /// Let the kernel programs log each translated packet
     #[arg(long)]
     datapath_log: bool,

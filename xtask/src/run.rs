@@ -16,12 +16,10 @@ pub(crate) fn demo(arguments: &[OsString]) -> Result<Infallible> {
     become_program(cargo().args(["run", "--quiet", "--bin", "demo", "--"]).args(arguments))
 }
 
-/// Builds everything optimized and becomes the benchmark of the kernel programs.
-pub(crate) fn bench_program(arguments: &[OsString]) -> Result<Infallible> {
+/// Builds everything optimized and becomes one of the test bed's benchmarks.
+pub(crate) fn bench(program: &str, arguments: &[OsString]) -> Result<Infallible> {
     bpf::build(Profile::Release, Features::Plain)?;
-    become_program(
-        cargo().args(["run", "--quiet", "--release", "--bin", "bench-program", "--"]).args(arguments),
-    )
+    become_program(cargo().args(["run", "--quiet", "--release", "--bin", program, "--"]).args(arguments))
 }
 
 /// Becomes the benchmark of the model, which needs no kernel.

@@ -1,8 +1,8 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Events, Flows, Fragments, Frontends,
-    Listeners, LostEvents, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
+    Frontends, LostEvents, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
     SourceRanges, Table,
 };
 
@@ -27,6 +27,7 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<Fragments>()?;
     visitor.visit::<Affinities>()?;
     visitor.visit::<Sockets>()?;
+    visitor.visit::<Pods>()?;
     visitor.visit::<AddressFilter>()?;
     visitor.visit::<Devices>()?;
     visitor.visit::<Settings>()?;
@@ -34,7 +35,7 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<ServiceTraffic>()?;
     visitor.visit::<ServiceDrops>()?;
     visitor.visit::<Drops>()?;
-    visitor.visit::<Listeners>()?;
+    visitor.visit::<EventLease>()?;
     visitor.visit::<Events>()?;
     visitor.visit::<LostEvents>()
 }

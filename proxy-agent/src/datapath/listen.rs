@@ -10,8 +10,8 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use proxy_common::{
-    event::{Event, EventKinds, Listener},
-    tables::{Events, Listeners, LostEvents, Table},
+    event::{Event, EventKinds, Lease},
+    tables::{EventLease, Events, LostEvents, Table},
 };
 use zerocopy::FromBytes as _;
 
@@ -54,7 +54,7 @@ pub enum ListenError {
 /// Somebody who listens.
 pub struct EventStream {
     ring: RingBuf<MapData>,
-    lease: ArrayTable<Listeners>,
+    lease: ArrayTable<EventLease>,
     lost: PerCpuTable<LostEvents>,
     /// Events that were lost before, by others or as told.
     lost_before: u64,
@@ -129,7 +129,7 @@ impl EventStream {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| ListenError::Wait(errno.into()))?;
         let until = Duration::from(now) + LEASE;
         let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
-        Ok(self.lease.put(0, &Listener { until, wants: self.wants, reserved: 0 })?)
+        Ok(self.lease.put(0, &Lease { until, wants: self.wants, reserved: 0 })?)
     }
 
     fn lost(&self) -> Result<u64, TableError> {
@@ -140,6 +140,6 @@ impl EventStream {
 impl Drop for EventStream {
     fn drop(&mut self) {
         // If it fails, the lease ends by itself.
-        drop(self.lease.put(0, &Listener::default()));
+        drop(self.lease.put(0, &Lease::default()));
     }
 }

@@ -179,6 +179,12 @@ impl Datapath {
         Ok(found)
     }
 
+    /// Loads the programs that are otherwise loaded when something wants them.
+    pub fn load_all(&mut self) -> Result<(), LoadError> {
+        Program::ALL.into_iter().try_for_each(|program| self.program(program).map(drop))?;
+        SocketProgram::ALL.into_iter().try_for_each(|program| self.socket_program(program).map(drop))
+    }
+
     /// The kernel's time, which flow entries are stamped with.
     pub fn now(&mut self) -> Result<Ticks, LoadError> {
         Ok(clock::now(self.program(Program::Clock)?)?)

@@ -212,10 +212,29 @@ impl<T: Table> HashTable<T> {
         removed::<T>(self.map.remove(&Raw(*key)))
     }
 
+    /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
+    pub fn keys(&self) -> Result<Vec<T::Key>, TableError> {
+        self.entries().map(|entry| entry.map(|(key, _)| key)).collect()
+    }
+
     /// All entries, in the kernel's order, each once. Those that come or go meanwhile may be missed.
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
         singles(Batches::<T>::new(self.fd.as_fd(), 1))
     }
+
+    /// How many entries there are, but for those that come or go meanwhile.
+    pub fn count(&self) -> Result<usize, TableError> {
+        count(Batches::<T>::new(self.fd.as_fd(), 1))
+    }
+}
+
+/// Counts the entries that are read.
+fn count<T: Table>(mut batches: Batches<'_, T>) -> Result<usize, TableError> {
+    let mut sum = 0;
+    while batches.next()?.is_some() {
+        sum += 1;
+    }
+    Ok(sum)
 }
 
 /// Entries of which each has one value.
@@ -252,6 +271,20 @@ impl<T: Table<Key = SourceRange>> TrieTable<T> {
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
         let Opened { map, .. } = open::<T>(pins)?;
         Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+    }
+
+    /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
+    pub fn keys(&self) -> Result<Vec<SourceRange>, TableError> {
+        self.entries().map(|entry| entry.map(|(range, _)| range)).collect()
+    }
+
+    /// The value of the longest range that contains this one, or is it; `None` if there is none.
+    pub fn longest(&self, key: &SourceRange) -> Result<Option<T::Value>, TableError> {
+        match self.map.get(&prefix(key), 0) {
+            Ok(Raw(value)) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(kernel::<T>("cannot read an entry")(error)),
+        }
     }
 
     /// Writes an entry, new or not.
@@ -371,5 +404,10 @@ impl<T: Table> PerCpuHashTable<T> {
     /// missed.
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, Vec<T::Value>), TableError>> {
         of_all_cpus(Batches::<T>::new(self.fd.as_fd(), self.cpus))
+    }
+
+    /// How many entries there are, but for those that come or go meanwhile.
+    pub fn count(&self) -> Result<usize, TableError> {
+        count(Batches::<T>::new(self.fd.as_fd(), self.cpus))
     }
 }

@@ -2,6 +2,7 @@
 
 mod attach;
 mod batch;
+mod cleanup;
 mod clock;
 mod list;
 mod listen;
@@ -16,6 +17,7 @@ mod sweep;
 mod tables;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
+pub use cleanup::{CleanupError, Removed, cleanup};
 pub use clock::{Clock, ClockError};
 pub use listen::{EventStream, ListenError};
 pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
@@ -24,6 +26,6 @@ pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, T
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
 pub use probe::{Feature, VERIFIER_LIMIT, Verified, check_process, features, program_names, verify};
-pub use sockets::{PinnedSocketHook, SocketHookError, attach_socket, detach_sockets, pinned_socket_hooks};
+pub use sockets::{SocketHook, SocketHookError, attach_socket, detach_sockets, socket_hooks};
 pub use sweep::{Pressure, Sweep, sweep};
 pub use tables::KernelTables;

@@ -94,10 +94,22 @@ impl Pins {
 
     /// Removes all pins, and with them links and maps that nobody else holds. Returns the number of links.
     pub fn remove(&self) -> Result<usize, PinError> {
-        let failed = |action| move |source| PinError::Io { action, path: self.root.clone(), source };
-        let links = fs::read_dir(self.links()).map_err(failed("cannot list its links"))?.count();
-        fs::remove_dir_all(&self.root).map_err(failed("cannot remove the directory"))?;
+        let links = self.link_pins()?.len();
+        let failed =
+            |source| PinError::Io { action: "cannot remove the directory", path: self.root.clone(), source };
+        fs::remove_dir_all(&self.root).map_err(failed)?;
         Ok(links)
+    }
+
+    /// The pins of links.
+    pub(super) fn link_pins(&self) -> Result<Vec<PathBuf>, PinError> {
+        let failed =
+            |source| PinError::Io { action: "cannot list its links", path: self.root.clone(), source };
+        match fs::read_dir(self.links()) {
+            Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>().map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// The pin of a map.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use aya::{
     EbpfLoader, VerifierLogLevel,
     maps::MapType,
-    programs::{ProgramType, SchedClassifier, TcAttachType, loaded_programs},
+    programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType, loaded_programs},
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
 
@@ -77,6 +77,11 @@ pub fn features() -> Vec<Feature> {
         (TC, H::BPF_FUNC_skb_change_tail, "bpf_skb_change_tail"),
         (TC, H::BPF_FUNC_skb_adjust_room, "bpf_skb_adjust_room"),
         (TC, H::BPF_FUNC_ringbuf_reserve, "bpf_ringbuf_reserve"),
+        (TC, H::BPF_FUNC_sk_lookup_tcp, "bpf_sk_lookup_tcp"),
+        (TC, H::BPF_FUNC_sk_lookup_udp, "bpf_sk_lookup_udp"),
+        (SOCKET, H::BPF_FUNC_sk_lookup_tcp, "bpf_sk_lookup_tcp (sockets)"),
+        (SOCKET, H::BPF_FUNC_get_current_ancestor_cgroup_id, "bpf_get_current_ancestor_cgroup_id"),
+        (SOCKET, H::BPF_FUNC_get_current_pid_tgid, "bpf_get_current_pid_tgid"),
         (SOCKET, H::BPF_FUNC_get_netns_cookie, "bpf_get_netns_cookie"),
         (SOCKET, H::BPF_FUNC_get_socket_cookie, "bpf_get_socket_cookie"),
         (SOCKET, H::BPF_FUNC_set_retval, "bpf_set_retval"),
@@ -116,9 +121,15 @@ fn walked<E>(info: Result<aya::programs::ProgramInfo, E>) -> Option<u32> {
     info.ok()?.verified_instruction_count()
 }
 
-/// The names of all programs in the kernel that this process may see.
-#[must_use]
-pub fn program_names() -> BTreeSet<String> {
-    let named = loaded_programs().filter_map(Result::ok);
-    named.filter_map(|program| program.name_as_str().map(str::to_owned)).collect()
+/// The names of all programs in the kernel. To list them takes `CAP_SYS_ADMIN`.
+///
+/// # Errors
+///
+/// If the kernel does not tell this process.
+pub fn program_names() -> Result<BTreeSet<String>, ProgramError> {
+    let mut names = BTreeSet::new();
+    for program in loaded_programs() {
+        names.extend(program?.name_as_str().map(str::to_owned));
+    }
+    Ok(names)
 }

@@ -1,6 +1,7 @@
 //! Attaching to a cgroup: links, pinned, replaced after a restart without a gap.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -62,15 +63,22 @@ pub enum SocketHookError {
     },
 }
 
-/// A pinned link to a cgroup.
+/// How a program for sockets is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PinnedSocketHook {
-    /// The program.
-    pub program: SocketProgram,
-    /// The kernel's id of the program that the link runs; `None` if it cannot be told.
-    pub program_id: Option<u32>,
-    /// The kernel's id of the cgroup, which is the inode of its directory; `None` if it cannot be told.
-    pub cgroup_id: Option<u64>,
+pub enum SocketHook {
+    /// To a cgroup.
+    Attached {
+        /// The kernel's id of the program that the link runs.
+        program: u32,
+        /// The kernel's id of the cgroup, which is the inode of its directory; `None` if it cannot be told.
+        cgroup: Option<u64>,
+    },
+    /// There is no pin, and so no link.
+    NotPinned,
+    /// There is a link, but to no cgroup: that is gone, or somebody has detached the link.
+    Detached,
+    /// The pin cannot be used.
+    Unreadable(String),
 }
 
 /// The pin of a link, such as `cgroup-sluice_connect4`.
@@ -128,33 +136,39 @@ fn unpin(path: &Path) -> Result<bool, SocketHookError> {
     pins::unpin(path).map_err(|source| SocketHookError::Io { path: path.to_owned(), source })
 }
 
-/// The pinned links to a cgroup.
+/// How each program for sockets is attached.
 #[must_use]
-pub fn pinned_socket_hooks(pins: &Pins) -> Vec<PinnedSocketHook> {
-    let hook = |program| {
-        let path = pin(pins, program);
-        if !path.exists() {
-            return None;
-        }
-        let link = PinnedLink::from_pin(&path).ok().map(FdLink::from);
-        let info = link.as_ref().and_then(|link| link.info().ok());
-        Some(PinnedSocketHook {
-            program,
-            program_id: info.as_ref().map(|info| info.program_id()),
-            cgroup_id: info.and_then(|info| cgroup_id(info.id())),
-        })
+pub fn socket_hooks(pins: &Pins) -> Vec<(SocketProgram, SocketHook)> {
+    // All at once, so that one look at what this process has open is enough.
+    let open = |program| (program, PinnedLink::from_pin(pin(pins, program)).map(FdLink::from));
+    let links = SocketProgram::ALL.map(open);
+    let cgroups = cgroups();
+    let hook = |(program, link): (SocketProgram, Result<FdLink, LinkError>)| {
+        let found = match link.and_then(|link| link.info()) {
+            Ok(info) => match cgroups.get(&info.id()).copied() {
+                Some(0) => SocketHook::Detached,
+                cgroup => SocketHook::Attached { program: info.program_id(), cgroup },
+            },
+            Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+                SocketHook::NotPinned
+            }
+            Err(error) => SocketHook::Unreadable(crate::report(&error)),
+        };
+        (program, found)
     };
-    SocketProgram::ALL.into_iter().filter_map(hook).collect()
+    links.into_iter().map(hook).collect()
 }
 
-/// The cgroup of a link that this process holds: aya does not tell, but the kernel describes every open link.
-fn cgroup_id(link: u32) -> Option<u64> {
-    let described = fs::read_dir("/proc/self/fdinfo").ok()?;
-    described.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok()).find_map(|text| {
-        let field = |name: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line?.trim().parse().ok()
-        };
-        (field("link_id") == Some(link.into())).then(|| field("cgroup_id")).flatten()
-    })
+/// The cgroup of each link that this process has open: aya does not tell, but the kernel describes every open file. 0 is
+/// none (`bpf_cgroup_link_show_fdinfo`).
+fn cgroups() -> BTreeMap<u32, u64> {
+    let Ok(open) = fs::read_dir("/proc/self/fdinfo") else {
+        return BTreeMap::new();
+    };
+    let files = open.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
+    let link = |text: String| -> Option<(u32, u64)> {
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Some((field("link_id")?.trim().parse().ok()?, field("cgroup_id")?.trim().parse().ok()?))
+    };
+    files.filter_map(link).collect()
 }

@@ -3,17 +3,14 @@
 use std::collections::BTreeMap;
 
 use proxy_common::{
-    addr::Addr,
-    addresses::AddressFlags,
     backend::{Backend, BackendId},
     counters::ServiceDrop,
     drop::DropReason,
-    filter::FilterLine,
-    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    frontend::{Frontend, ServiceId, SlotRun},
     ranges::SourceRange,
     tables::{
-        AddressFilter, Addresses, Backends, Frontends, ServiceDrops, ServiceNames, ServiceTraffic, Slots,
-        SourceRanges, Table,
+        AddressFilter, Addresses, Backends, Frontends, Pods, ServiceDrops, ServiceNames, ServiceTraffic,
+        Slots, SourceRanges, Table,
     },
 };
 use proxy_model::{HashTableIo, Io, Restored, TableIo};
@@ -22,6 +19,9 @@ use super::{
     map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable},
     pins::Pins,
 };
+
+type Key<T> = <T as Table>::Key;
+type Value<T> = <T as Table>::Value;
 
 /// Every table that the model writes, opened.
 pub struct KernelTables {
@@ -34,6 +34,7 @@ pub struct KernelTables {
     filter: ArrayTable<AddressFilter>,
     traffic: PerCpuTable<ServiceTraffic>,
     drops: PerCpuHashTable<ServiceDrops>,
+    pods: HashTable<Pods>,
 }
 
 impl KernelTables {
@@ -49,6 +50,7 @@ impl KernelTables {
             filter: ArrayTable::open(pins)?,
             traffic: PerCpuTable::open(pins)?,
             drops: PerCpuHashTable::open(pins)?,
+            pods: HashTable::open(pins)?,
         })
     }
 
@@ -74,6 +76,7 @@ impl KernelTables {
             addresses: self.addresses.entries().collect::<Result<_, _>>()?,
             source_ranges: self.source_ranges.entries().collect::<Result<_, _>>()?,
             filter: self.filter.entries().collect::<Result<_, _>>()?,
+            pods: self.pods.entries().collect::<Result<_, _>>()?,
         })
     }
 
@@ -101,68 +104,70 @@ impl Io for KernelTables {
     }
 }
 
-impl TableIo<Frontends> for KernelTables {
-    fn put(&mut self, key: &FrontendKey, value: &Frontend) -> Result<(), TableError> {
-        self.frontends.put(key, value)
-    }
+macro_rules! hash_table {
+    ($table:ty, $field:ident) => {
+        impl TableIo<$table> for KernelTables {
+            fn get(&self, key: &Key<$table>) -> Result<Option<Value<$table>>, TableError> {
+                self.$field.get(key)
+            }
+
+            fn put(&mut self, key: &Key<$table>, value: &Value<$table>) -> Result<(), TableError> {
+                self.$field.put(key, value)
+            }
+        }
+
+        impl HashTableIo<$table> for KernelTables {
+            fn keys(&self) -> Result<Vec<Key<$table>>, TableError> {
+                self.$field.keys()
+            }
+
+            fn delete(&mut self, key: &Key<$table>) -> Result<(), TableError> {
+                self.$field.delete(key)
+            }
+        }
+    };
 }
 
-impl HashTableIo<Frontends> for KernelTables {
-    fn delete(&mut self, key: &FrontendKey) -> Result<(), TableError> {
-        self.frontends.delete(key)
-    }
+hash_table!(Frontends, frontends);
+hash_table!(Addresses, addresses);
+hash_table!(ServiceNames, names);
+hash_table!(Pods, pods);
+
+macro_rules! array_table {
+    ($table:ty, $field:ident) => {
+        impl TableIo<$table> for KernelTables {
+            fn get(&self, key: &u32) -> Result<Option<Value<$table>>, TableError> {
+                self.$field.get(*key)
+            }
+
+            fn put(&mut self, key: &u32, value: &Value<$table>) -> Result<(), TableError> {
+                self.$field.put(*key, value)
+            }
+        }
+    };
 }
 
-impl TableIo<Addresses> for KernelTables {
-    fn put(&mut self, key: &Addr, value: &AddressFlags) -> Result<(), TableError> {
-        self.addresses.put(key, value)
-    }
-}
-
-impl HashTableIo<Addresses> for KernelTables {
-    fn delete(&mut self, key: &Addr) -> Result<(), TableError> {
-        self.addresses.delete(key)
-    }
-}
+array_table!(Slots, slots);
+array_table!(Backends, backends);
+array_table!(AddressFilter, filter);
 
 impl TableIo<SourceRanges> for KernelTables {
-    fn put(&mut self, key: &SourceRange, value: &<SourceRanges as Table>::Value) -> Result<(), TableError> {
+    fn get(&self, key: &SourceRange) -> Result<Option<Value<SourceRanges>>, TableError> {
+        let longest = self.source_ranges.longest(key)?;
+        Ok(longest.filter(|length| *length == key.prefix_length))
+    }
+
+    fn put(&mut self, key: &SourceRange, value: &Value<SourceRanges>) -> Result<(), TableError> {
         self.source_ranges.put(key, value)
     }
 }
 
 impl HashTableIo<SourceRanges> for KernelTables {
+    fn keys(&self) -> Result<Vec<SourceRange>, TableError> {
+        self.source_ranges.keys()
+    }
+
     fn delete(&mut self, key: &SourceRange) -> Result<(), TableError> {
         self.source_ranges.delete(key)
-    }
-}
-
-impl TableIo<ServiceNames> for KernelTables {
-    fn put(&mut self, key: &ServiceId, value: &<ServiceNames as Table>::Value) -> Result<(), TableError> {
-        self.names.put(key, value)
-    }
-}
-
-impl HashTableIo<ServiceNames> for KernelTables {
-    fn delete(&mut self, key: &ServiceId) -> Result<(), TableError> {
-        self.names.delete(key)
-    }
-}
-
-impl TableIo<Slots> for KernelTables {
-    fn put(&mut self, key: &u32, value: &<Slots as Table>::Value) -> Result<(), TableError> {
-        self.slots.put(*key, value)
-    }
-}
-
-impl TableIo<Backends> for KernelTables {
-    fn put(&mut self, key: &u32, value: &Backend) -> Result<(), TableError> {
-        self.backends.put(*key, value)
-    }
-}
-
-impl TableIo<AddressFilter> for KernelTables {
-    fn put(&mut self, key: &u32, value: &FilterLine) -> Result<(), TableError> {
-        self.filter.put(*key, value)
     }
 }

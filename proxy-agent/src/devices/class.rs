@@ -23,6 +23,8 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::inventory::{Device, DeviceKind, Ifindex, Inventory};
 
 /// Who is behind a device.
@@ -90,7 +92,8 @@ pub struct ClassRules {
 }
 
 /// The name of a device, or how the names of several begin.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum NamePattern {
     /// This name.
     Exact(String),
@@ -154,6 +157,20 @@ impl fmt::Display for NamePattern {
             Self::Exact(name) => f.write_str(name),
             Self::Prefix(prefix) => write!(f, "{prefix}*"),
         }
+    }
+}
+
+impl TryFrom<String> for NamePattern {
+    type Error = ParsePatternError;
+
+    fn try_from(text: String) -> Result<Self, ParsePatternError> {
+        text.parse()
+    }
+}
+
+impl From<NamePattern> for String {
+    fn from(pattern: NamePattern) -> Self {
+        pattern.to_string()
     }
 }
 

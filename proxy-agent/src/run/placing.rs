@@ -13,6 +13,7 @@ use crate::{
         AttachError, Datapath, HashTable, Pins, TableError, attach, detach_others, pinned_hooks, programs,
     },
     devices::{Class, Device, DeviceRules, Ifindex, Inventory, LinkHeader, Skip, name_of, placement, row},
+    metrics::Devices as Counts,
 };
 
 /// Which devices are served, and how.
@@ -61,9 +62,19 @@ impl Placing {
         !self.unserved.is_empty() || !self.unlisted.is_empty()
     }
 
-    /// Forgets the devices whose programs somebody else has taken off, so that they are served anew (SYNC-06). Returns whether
-    /// there are any.
-    pub(super) fn notice_losses(&mut self, pins: &Pins) -> Result<bool, AttachError> {
+    /// What became of the devices.
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            attached: self.attached.len(),
+            skipped: self.skipped.len(),
+            unfinished: self.unserved.len() + self.unlisted.len(),
+            rows: self.rows.len(),
+        }
+    }
+
+    /// Forgets the devices whose programs somebody else has taken off, so that they are served anew (SYNC-06). Returns how
+    /// many there are.
+    pub(super) fn notice_losses(&mut self, pins: &Pins) -> Result<usize, AttachError> {
         let pinned: BTreeSet<_> =
             pinned_hooks(pins)?.into_iter().map(|hook| (hook.device, hook.program.name())).collect();
         let before = self.attached.len();
@@ -74,7 +85,25 @@ impl Placing {
             }
             is_whole
         });
-        Ok(self.attached.len() < before)
+        Ok(before - self.attached.len())
+    }
+
+    /// Looks whether the datapath still knows of devices what it was told, and puts it right if not (SYNC-06). Returns how
+    /// many rows were wrong.
+    pub(super) fn audit(&mut self) -> Result<usize, TableError> {
+        let known: BTreeSet<_> = self.table.keys()?.into_iter().map(Ifindex).collect();
+        let mut repaired = 0;
+        for (index, row) in &self.rows {
+            if self.table.get(&index.0)? != Some(*row) {
+                self.table.put(&index.0, row)?;
+                repaired += 1;
+            }
+        }
+        for index in known.iter().filter(|index| !self.rows.contains_key(index)) {
+            self.table.delete(&index.0)?;
+            repaired += 1;
+        }
+        Ok(repaired)
     }
 
     /// Brings the programs onto every device where they belong, and off the others.

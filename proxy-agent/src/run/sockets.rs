@@ -9,15 +9,19 @@ use nix::{
 use proxy_common::{
     addr::Addr,
     config::{SocketFlags, SocketSettings},
+    pod::PodReasons,
     socket::halves,
 };
-use proxy_model::Family;
+use proxy_model::{Family, Transport};
 use tracing::{info, warn};
 
 use super::SocketOptions;
 use crate::{
     cgroup,
-    datapath::{Datapath, Pins, SocketHookError, SocketProgram, attach_socket, detach_sockets},
+    datapath::{
+        Datapath, Pins, SocketHook, SocketHookError, SocketProgram, attach_socket, detach_sockets,
+        socket_hooks,
+    },
     devices::{Inventory, node_address},
 };
 
@@ -62,6 +66,7 @@ impl Sockets {
             Some(_) => SocketSettings {
                 host_namespace: halves(own_namespace().map_err(NamespaceError)?),
                 flags: options.flags,
+                pods: options.pods,
                 ..SocketSettings::OFF
             },
             None => SocketSettings::OFF,
@@ -83,6 +88,11 @@ impl Sockets {
         self.settings
     }
 
+    /// The protocols by which the node's own processes get their backend at their sockets.
+    pub(super) const fn protocols(&self) -> &'static [Transport] {
+        if self.settings.flags.contains(SocketFlags::HOST) { &[Transport::Udp, Transport::Tcp] } else { &[] }
+    }
+
     /// Takes note of the node's addresses.
     pub(super) fn note_addresses(&mut self, all: &Inventory) {
         if self.cgroup.is_some() {
@@ -95,6 +105,29 @@ impl Sockets {
     /// Whether there is something to try again.
     pub(super) const fn is_unfinished(&self) -> bool {
         !self.is_settled
+    }
+
+    /// Forgets the programs that somebody has detached, so that they are attached anew (SYNC-06).
+    pub(super) fn notice_losses(&mut self, pins: &Pins) {
+        if self.attached.is_empty() {
+            return;
+        }
+        let hooks = socket_hooks(pins);
+        let is_attached = |program: &SocketProgram| {
+            hooks.iter().any(|(known, hook)| known == program && matches!(hook, SocketHook::Attached { .. }))
+        };
+        let before = self.attached.len();
+        self.attached.retain(is_attached);
+        let lost = before - self.attached.len();
+        if lost > 0 {
+            warn!(programs = lost, "somebody has detached programs from sockets; they are put back");
+            self.is_settled = false;
+        }
+    }
+
+    /// How many programs are attached.
+    pub(super) fn attached(&self) -> usize {
+        self.attached.len()
     }
 
     /// Attaches what is not attached, or detaches what an earlier run has left.
@@ -127,7 +160,7 @@ impl Sockets {
                 self.attached.insert(program);
             }
         }
-        let pods = self.settings.flags.contains(SocketFlags::PODS);
+        let pods = self.settings.pods != PodReasons::NONE;
         info!(cgroup = %dir.display(), host = true, pods, "attached to sockets");
         Ok(())
     }

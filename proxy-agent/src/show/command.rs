@@ -8,8 +8,8 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{
-    BackendsArgs, ExplainArgs, FlowsArgs, MonitorArgs, Paint, PreflightArgs, ServiceFilter, Show, ShowError, TopArgs, backends,
-    explain, flows, monitor, preflight, render, services, status, top,
+    BackendsArgs, ExplainArgs, FlowsArgs, MonitorArgs, Paint, PreflightArgs, ServiceFilter, Show, ShowError,
+    TopArgs, backends, explain, flows, monitor, preflight, render, services, status, top,
 };
 use crate::{cli::ShowArgs, datapath::Pins};
 
@@ -64,6 +64,7 @@ impl ShowCommand {
     ///
     /// If it cannot be read, or printed. A reader that stops early (`| head`) is no error.
     pub fn run(self) -> Result<ExitCode, ShowError> {
+        let mut exit = ExitCode::SUCCESS;
         let done = match self {
             Self::Status(args) => print(&args, &status::status(&args.pins())?),
             Self::Services(args) => {
@@ -75,7 +76,8 @@ impl ShowCommand {
             Self::Flows(args) => flows::run(&args),
             Self::Preflight(args) => {
                 let found = preflight::preflight(&args)?;
-                return print(&args.show, &found).map(|()| found.exit_code());
+                exit = found.exit_code();
+                print(&args.show, &found)
             }
             Self::Top(args) => top::run(&args),
             Self::Monitor(args) => monitor::run(&args),
@@ -85,7 +87,7 @@ impl ShowCommand {
             Err(ShowError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
             other => other,
         }
-        .map(|()| ExitCode::SUCCESS)
+        .map(|()| exit)
     }
 }
 

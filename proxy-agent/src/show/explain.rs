@@ -8,6 +8,7 @@ mod ask;
 mod compose;
 mod decide;
 mod objects;
+mod own;
 mod print;
 mod read;
 mod source;
@@ -18,6 +19,7 @@ mod view;
 use std::path::PathBuf;
 
 use clap::Args;
+use proxy_common::addresses::AddressFlags;
 
 pub use answer::{
     AffinityMapping, AttachedHook, Candidate, ChosenSet, Client, Explanation, MatchedFrontend, ObjectVerdict,
@@ -45,6 +47,10 @@ pub struct ExplainArgs {
     /// Device that the client's packets enter this node by; found by the routes to the client if it is left out
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
+    /// Pod that the client's process is in; which pods are served at their sockets is decided pod by pod. Without it, the
+    /// client is taken for one of which nothing is known
+    #[arg(long, value_name = "NS/NAME")]
+    pub pod: Option<String>,
     /// To whom: a frontend's address and port; TCP, UDP or SCTP
     #[arg(value_name = "IP:PORT[/PROTOCOL]")]
     pub to: Target,
@@ -79,6 +85,9 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<Explanation, ShowError> {
         Source::Address(ip, _) => Some(ip),
     };
     let mut view = View::read(&pins, ip, &args.to)?;
+    let both = AddressFlags::CLUSTER_IP.with(AddressFlags::NODE);
+    view.listens = view.address(args.to.end.ip().into()).contains(both) && own::listens(&args.to);
+    view.pod = args.pod.as_deref().map(|name| source::reason_of(name, &pins)).transpose()?;
     let all = crate::devices::list()?;
     let asker = source::find(args, &view, &all, &pins)?;
     view.read_service(&pins, &asker.client, &args.to)?;

@@ -42,7 +42,9 @@ pub use names::{ParseServiceError, ServiceFilter};
 pub use paint::Paint;
 pub use preflight::{Check, Preflight, PreflightArgs};
 pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services};
-pub use status::{BareDevice, DeviceRow, SocketHookRow, SocketStatus, Status, TableRow};
+pub use status::{
+    BareDevice, DeviceRow, MissingHook, PodRow, PodStatus, SocketHookRow, SocketStatus, Status, TableRow,
+};
 pub use top::{Column, Rates, ServiceRates, TopArgs};
 
 /// Why something cannot be shown.

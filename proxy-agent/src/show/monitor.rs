@@ -82,8 +82,10 @@ pub enum Happening {
     Dropped,
     /// The client was told that nobody listens.
     Refused,
-    /// A process was told that it may not.
+    /// A process was told that there is no way.
     Forbidden,
+    /// A connection is over, and the client was told.
+    Reset,
 }
 
 /// Events that nobody has heard.

@@ -1,5 +1,6 @@
 //! `sluice status`: programs, devices, tables, drops.
 
+mod pods;
 mod print;
 mod sockets;
 
@@ -16,14 +17,16 @@ use proxy_common::{
     flow::Direction,
     frontend::ServiceId,
     tables::{
-        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, ServiceDrops,
+        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods, ServiceDrops,
         ServiceNames, Settings, Sockets, SourceRanges, Table,
     },
 };
 use serde::Serialize;
 
+pub(super) use pods::pod_name;
+pub use pods::{PodRow, PodStatus};
 pub(super) use print::explanation;
-pub use sockets::{SocketHookRow, SocketStatus};
+pub use sockets::{MissingHook, SocketHookRow, SocketStatus};
 
 use super::ShowError;
 use crate::{
@@ -135,7 +138,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
         other_layouts: others.iter().map(|other| other.root().display().to_string()).collect(),
         devices,
         not_attached,
-        sockets: sockets::sockets(pins, settings.as_ref()),
+        sockets: sockets::sockets(pins, settings.as_ref())?,
         tables: vec![
             hash_row::<ServiceNames>(pins)?,
             hash_row::<Frontends>(pins)?,
@@ -146,6 +149,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
             row::<Flows>(entries),
             hash_row::<Affinities>(pins)?,
             hash_row::<Sockets>(pins)?,
+            hash_row::<Pods>(pins)?,
             hash_row::<Fragments>(pins)?,
             row::<ServiceDrops>(count(PerCpuHashTable::<ServiceDrops>::open(pins)?.entries())?),
         ],

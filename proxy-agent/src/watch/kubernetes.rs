@@ -7,13 +7,15 @@
 
 mod client;
 mod failure;
+mod limit;
 mod outage;
+mod servers;
 
 use std::{fmt::Debug, mem, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -27,18 +29,30 @@ use tracing::warn;
 
 use self::{
     failure::{Continuity, Failure},
-    outage::Outage,
+    outage::{Need, Outage},
 };
 use super::{HEADLESS, SERVICE_PROXY_NAME};
+use crate::{
+    metrics::{ApiMetrics, KindMetrics},
+    random::random,
+};
 
-pub use client::{ClientError, client};
+pub use self::{
+    client::{ApiOptions, ClientError, client},
+    limit::RequestLimit,
+};
 
 /// Follows the Services, the EndpointSlices and this node's own Node, for ever.
 ///
 /// Each kind begins with a `Replace` once its first list is complete, and is replaced again when the server cannot
 /// say what happened in a gap. Kinds do not wait for each other. Lists are consistent reads, never from a cache that
 /// may lag behind what was seen before.
-pub fn kubernetes(client: Client, node: &str) -> impl Stream<Item = Change> + Send + use<> {
+pub fn kubernetes(
+    client: Client,
+    node: &str,
+    metrics: &ApiMetrics,
+) -> impl Stream<Item = Change> + Send + use<> {
+    let ApiMetrics { services: of_services, slices: of_slices, nodes: of_nodes, .. } = metrics.clone();
     let services = Selection {
         labels: Some(format!("!{SERVICE_PROXY_NAME}")),
         fields: Some("spec.clusterIP!=None".to_owned()),
@@ -46,12 +60,19 @@ pub fn kubernetes(client: Client, node: &str) -> impl Stream<Item = Change> + Se
     let slices = Selection { labels: Some(format!("!{HEADLESS}")), fields: None };
     let nodes = Selection { labels: None, fields: Some(format!("metadata.name={node}")) };
     stream::select(
-        follow::<Service>(client.clone(), services).map(Change::Service),
+        follow::<Service>(client.clone(), services, of_services).map(Change::Service),
         stream::select(
-            follow::<EndpointSlice>(client.clone(), slices).map(Change::EndpointSlice),
-            follow::<Node>(client, nodes).map(Change::Node),
+            follow::<EndpointSlice>(client.clone(), slices, of_slices).map(Change::EndpointSlice),
+            follow::<Node>(client, nodes, of_nodes).map(Change::Node),
         ),
     )
+}
+
+/// Follows the Pods of this node, for ever, by themselves: nothing else waits for them. kube-proxy's role does not let it
+/// see Pods (API-11), so that they cannot be listed is told once and tried again at leisure.
+pub fn pods(client: Client, node: &str, metrics: &ApiMetrics) -> impl Stream<Item = Change> + Send + use<> {
+    let here = Selection { labels: None, fields: Some(format!("spec.nodeName={node}")) };
+    follow::<Pod>(client, here, metrics.pods.clone()).map(Change::Pod)
 }
 
 /// Which objects of a kind, as the API server is to filter them.
@@ -60,13 +81,18 @@ struct Selection {
     fields: Option<String>,
 }
 
-fn follow<K: Kind>(client: Client, selection: Selection) -> impl Stream<Item = Event<K>> + Send {
+fn follow<K: Kind>(
+    client: Client,
+    selection: Selection,
+    metrics: KindMetrics,
+) -> impl Stream<Item = Event<K>> + Send {
     let follower = Follower {
         api: Api::<K>::all(client),
         selection,
         pages: Pages::Limited,
         state: State::Unlisted,
-        outage: Outage::new(K::KIND),
+        outage: Outage::new(K::KIND, K::NEED),
+        metrics,
     };
     stream::unfold(follower, async |mut follower| Some((follower.next().await, follower)))
 }
@@ -74,10 +100,19 @@ fn follow<K: Kind>(client: Client, selection: Selection) -> impl Stream<Item = E
 trait Kind:
     Resource<DynamicType = ()> + k8s_openapi::Resource + Clone + Debug + DeserializeOwned + Send + 'static
 {
+    /// What it means if there are none of them.
+    const NEED: Need = Need::Required;
 }
 impl Kind for Service {}
 impl Kind for EndpointSlice {}
 impl Kind for Node {}
+impl Kind for Pod {
+    const NEED: Need = Need::Optional {
+        without: "pods that need the service's address or have opted out of sockets are not told from others \
+                  (--socket-lb=auto leaves them all to packets, --socket-lb=on serves them all); it takes list and watch \
+                  of pods",
+    };
+}
 
 struct Follower<K> {
     api: Api<K>,
@@ -85,6 +120,7 @@ struct Follower<K> {
     pages: Pages,
     state: State<K>,
     outage: Outage,
+    metrics: KindMetrics,
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +156,7 @@ impl<K: Kind> Follower<K> {
                 Ok(Some(event)) => return event,
                 Ok(None) => {}
                 Err(failure) => {
+                    self.metrics.failures.inc();
                     let wait = self.outage.failed(failure.class(), &failure.chain());
                     match failure.continuity() {
                         Continuity::Kept => {}
@@ -136,7 +173,11 @@ impl<K: Kind> Follower<K> {
     async fn step(&mut self) -> Result<Option<Event<K>>, Failure> {
         match mem::replace(&mut self.state, State::Unlisted) {
             State::Unlisted => {
+                // Nobody says when a list was true, but not before it was asked for.
+                let asked = Instant::now();
                 let (version, objects) = self.list().await?;
+                self.metrics.confirm(asked.into_std());
+                self.metrics.lists.inc();
                 self.state = State::Listed { version };
                 Ok(Some(Event::Replace(objects)))
             }
@@ -144,6 +185,7 @@ impl<K: Kind> Follower<K> {
                 let watch = self.watch(&version).await;
                 self.state = State::Listed { version: version.clone() };
                 let watch = watch?;
+                self.metrics.watches.inc();
                 self.outage.recovered();
                 self.state = State::Watching { version, watch };
                 Ok(None)
@@ -159,6 +201,8 @@ impl<K: Kind> Follower<K> {
                     Err(_) => return Err(Failure::Silent(watch.started.elapsed())),
                 };
                 let (version, event) = decode(event)?;
+                // Bookmarks among them: nothing else has happened up to here.
+                self.metrics.confirm(Instant::now().into_std());
                 self.outage.progressed();
                 self.state = State::Watching { version, watch };
                 Ok(event)
@@ -195,7 +239,7 @@ impl<K: Kind> Follower<K> {
 
     async fn watch(&mut self, version: &str) -> Result<Watch<K>, Failure> {
         // Spread, so that not all watches of all nodes are renewed at once.
-        let seconds = LONGEST_WATCH - outage::random() % (LONGEST_WATCH / 4);
+        let seconds = LONGEST_WATCH - random() % (LONGEST_WATCH / 4);
         let params = WatchParams {
             label_selector: self.selection.labels.clone(),
             field_selector: self.selection.fields.clone(),

@@ -2,14 +2,12 @@
 //!
 //! The files are those that one would give to `kubectl apply`, but `status` is read as well: nobody else fills it in.
 
-mod document;
 mod object;
 mod parse;
 mod set;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    ffi::{OsStr, OsString},
+    collections::{BTreeMap, VecDeque},
     fs::{self, Metadata},
     io, mem,
     os::unix::fs::MetadataExt,
@@ -18,44 +16,23 @@ use std::{
 };
 
 use futures::{Stream, stream};
-use notify::{
-    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
-    event::{AccessKind, AccessMode},
-};
 use proxy_model::Change;
-use tokio::{
-    sync::mpsc,
-    task,
-    time::{self, Instant},
-};
+use tokio::{task, time};
 use tracing::{debug, info, warn};
 
 use self::{
-    document::Format,
     parse::{Parsed, parse},
     set::Set,
 };
+use crate::{
+    directory::{DirectoryError, Identity, Touched, Watch},
+    document::Format,
+};
 
-/// Why a directory cannot be followed.
+/// The directory of manifests cannot be followed.
 #[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    /// It does not exist, is not a directory, or may not be read.
-    #[error("manifests: cannot read the directory {dir}: {source}", dir = dir.display())]
-    Read {
-        /// The directory.
-        dir: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The system does not tell when it changes.
-    #[error("manifests: cannot watch the directory {dir}: {source}", dir = dir.display())]
-    Watch {
-        /// The directory.
-        dir: PathBuf,
-        /// What the system said.
-        source: notify::Error,
-    },
-}
+#[error("manifests: {0}")]
+pub struct ManifestError(#[from] DirectoryError);
 
 /// Follows the `*.yaml`, `*.yml` and `*.json` files of a directory, for ever.
 ///
@@ -157,78 +134,11 @@ impl Directory {
         }
         self.pending.extend(changes);
 
-        if self.watch.as_ref().is_some_and(|watch| watch.identity != identity) {
+        if self.watch.as_ref().is_some_and(|watch| watch.identity() != identity) {
             // Another directory has taken its place; the watch is still on the old one.
             self.watch = None;
         }
     }
-}
-
-/// Tells when the directory changes.
-struct Watch {
-    /// Ends with this.
-    _watcher: RecommendedWatcher,
-    events: mpsc::UnboundedReceiver<notify::Result<notify::Event>>,
-    identity: Identity,
-}
-
-enum Touched {
-    Everything,
-    /// And whatever looks different.
-    Files(BTreeSet<OsString>),
-}
-
-impl Watch {
-    fn start(dir: &Path) -> Result<Self, ManifestError> {
-        let unreadable = |source| ManifestError::Read { dir: dir.into(), source };
-        let unwatchable = |source| ManifestError::Watch { dir: dir.into(), source };
-        fs::read_dir(dir).map_err(unreadable)?;
-        let (sender, events) = mpsc::unbounded_channel();
-        let mut watcher = notify::recommended_watcher(move |event| {
-            // Nobody listens when the stream is dropped, and then the watcher ends too.
-            sender.send(event).ok();
-        })
-        .map_err(unwatchable)?;
-        watcher.watch(dir, RecursiveMode::NonRecursive).map_err(unwatchable)?;
-        let identity = Identity::of(&fs::metadata(dir).map_err(unreadable)?);
-        Ok(Self { _watcher: watcher, events, identity })
-    }
-
-    /// Waits for changes, and then until there are none for a moment: editors save in several steps.
-    ///
-    /// None if the watch has died.
-    async fn touched(&mut self) -> Option<Touched> {
-        let mut files = BTreeSet::new();
-        let mut first = None;
-        let mut until = None;
-        loop {
-            let event = match until {
-                None => self.events.recv().await?,
-                Some(until) => match time::timeout_at(until, self.events.recv()).await {
-                    Ok(event) => event?,
-                    Err(_) => return Some(Touched::Files(files)),
-                },
-            };
-            match event {
-                // Also our own.
-                Ok(event) if is_reading(event.kind) => continue,
-                Ok(event) if !event.need_rescan() => {
-                    files.extend(event.paths.iter().filter_map(|path| path.file_name()).map(OsStr::to_owned));
-                }
-                Ok(_) => return Some(Touched::Everything),
-                Err(error) => {
-                    debug!(%error, "lost track of the directory of manifests");
-                    return Some(Touched::Everything);
-                }
-            }
-            let now = Instant::now();
-            until = Some((now + QUIET).min(*first.get_or_insert(now) + LONGEST_UNREST));
-        }
-    }
-}
-
-fn is_reading(event: EventKind) -> bool {
-    matches!(event, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
 
 /// What was found in the directory.
@@ -238,19 +148,6 @@ struct Scan {
     stamps: BTreeMap<String, Stamp>,
     /// Those that were read.
     files: Vec<(String, io::Result<Parsed>)>,
-}
-
-/// Which directory has the name now.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-}
-
-impl Identity {
-    fn of(metadata: &Metadata) -> Self {
-        Self { device: metadata.dev(), inode: metadata.ino() }
-    }
 }
 
 /// Changes when the file does, or when another takes its place, if only behind a link.
@@ -301,23 +198,10 @@ fn scan(dir: &Path, before: &BTreeMap<String, Stamp>, touched: &Touched) -> io::
     Ok(scan)
 }
 
-impl Touched {
-    fn includes(&self, file: &str) -> bool {
-        match self {
-            Self::Everything => true,
-            Self::Files(files) => files.contains(OsStr::new(file)),
-        }
-    }
-}
-
 fn is_missing<T>(content: &io::Result<T>) -> bool {
     content.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// How long nothing must happen before changed files are read.
-const QUIET: Duration = Duration::from_millis(50);
-/// How long to wait for that at most.
-const LONGEST_UNREST: Duration = Duration::from_secs(1);
 /// How often to look for a directory that is away: there may be nothing that could be watched for it.
 const AWAY: Duration = Duration::from_secs(1);
 

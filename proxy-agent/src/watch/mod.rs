@@ -4,14 +4,14 @@
 //! Every kind starts with one `Replace`, and nothing is taken back because a source is out of reach: a source that
 //! knows nothing says nothing.
 //!
-//! This is the only module that may name `kube`. It does not know what the objects mean; it filters only what the
-//! API server would filter for it.
+//! This module and `events` are the only ones that may name `kube`. It does not know what the objects mean; it filters only
+//! what the API server would filter for it.
 
 mod kubernetes;
 mod manifests;
 
 pub use kube::Client;
-pub use kubernetes::{ClientError, client, kubernetes};
+pub use kubernetes::{ApiOptions, ClientError, RequestLimit, client, kubernetes, pods};
 pub use manifests::{ManifestError, manifests};
 
 /// Services with this label, whatever its value, belong to another proxy.

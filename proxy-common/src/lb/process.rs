@@ -3,15 +3,16 @@
 use crate::{
     addr::Addr,
     backend::{Backend, BackendId},
-    config::SocketFlags,
+    config::{SocketFlags, SocketSettings},
     drop::DropReason,
     filter::AddressRoles,
-    socket::{SocketEntry, SocketKey, View, halves},
+    pod::{PodReason, PodReasons},
+    socket::{SocketEntry, SocketFacts, SocketKey, View, halves},
     tuple::{Endpoint, Protocol},
 };
 
 use super::{
-    Tables,
+    Listeners, Tables, own,
     select::{Selection, select_for_process},
 };
 
@@ -50,16 +51,18 @@ pub enum Wish {
     Instead(Endpoint),
     /// It hears that nobody listens there (BPF-09).
     Refused(DropReason),
-    /// It hears that it may not.
+    /// It hears that there is no way: its packets would be dropped without a word.
     Forbidden(DropReason),
 }
 
-/// The socket table, which only sockets need.
+/// The tables that only sockets need.
 pub trait Sockets {
     /// What is known about a socket and somebody whom it talks to.
     fn socket(&self, key: &SocketKey) -> Option<SocketEntry>;
     /// Writes it. A full table forgets another entry.
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry);
+    /// What is known of the pod whose cgroup is at that level above the calling process.
+    fn pod(&self, level: u8) -> Option<PodReasons>;
 
     /// Tells whoever listens that a process was given a backend.
     #[inline(always)]
@@ -71,8 +74,8 @@ pub trait Sockets {
 /// A pod's datagrams are left to packets: there every single one looks whether its backend is still there, which a
 /// connected socket cannot.
 #[inline(always)]
-pub fn wish<T: Tables + Sockets>(tables: &T, process: &Process) -> Wish {
-    if !is_served(tables, process) {
+pub fn wish<T: Tables + Sockets, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> Wish {
+    if !is_served(tables, listeners, process) {
         return Wish::Granted;
     }
     let key = SocketKey::new(process.socket, process.end, View::SERVICE);
@@ -92,17 +95,40 @@ pub fn wish<T: Tables + Sockets>(tables: &T, process: &Process) -> Wish {
 
 /// Whether a process's wish is looked at, at the price of an array read for most.
 #[inline(always)]
-fn is_served<T: Tables>(tables: &T, process: &Process) -> bool {
+fn is_served<T: Tables + Sockets, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
     let Some(settings) = tables.settings() else {
         return false;
     };
-    let flags = settings.sockets.flags;
-    let wanted = if process.is_host { SocketFlags::HOST } else { SocketFlags::PODS };
-    if !flags.contains(wanted) || !process.is_host && process.protocol != Protocol::TCP {
+    let sockets = &settings.sockets;
+    let wanted = if process.is_host {
+        sockets.flags.contains(SocketFlags::HOST)
+    } else {
+        sockets.pods != PodReasons::NONE && process.protocol == Protocol::TCP
+    };
+    if !wanted {
         return false;
     }
-    process.end.address.is_loopback()
-        || tables.roles(process.end.address).intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+    let may_be_served = process.end.address.is_loopback() || {
+        let roles = tables.roles(process.end.address);
+        roles.intersects(AddressRoles::FRONTEND.with(AddressRoles::NODE))
+            && !(own::may_be_both(roles) && is_for_process(tables, listeners, process))
+    };
+    may_be_served && (process.is_host || sockets.pods.intersects(pod_of_process(tables, sockets)))
+}
+
+/// Whether a process of the node may be meant (see `own`). From a pod's network it cannot be seen whether one listens
+/// there; the pod's packets will tell.
+#[inline(always)]
+fn is_for_process<T: Tables, L: Listeners>(tables: &T, listeners: &L, process: &Process) -> bool {
+    own::is_cluster_ip_of_node(tables, process.end.address)
+        && (!process.is_host || listeners.listens(&process.end, process.protocol))
+}
+
+/// What is known of the pod that the calling process belongs to.
+#[inline(always)]
+fn pod_of_process<T: Sockets>(tables: &T, sockets: &SocketSettings) -> PodReasons {
+    let known = sockets.levels.each().find_map(|level| tables.pod(level));
+    known.unwrap_or(PodReasons::of(PodReason::Unknown))
 }
 
 /// Remembers both views of the choice.
@@ -112,10 +138,11 @@ fn remember<T: Tables + Sockets>(tables: &T, process: &Process, key: &SocketKey,
     let Some(backend) = tables.backend(id) else {
         return Wish::Forbidden(DropReason::BrokenTable);
     };
+    let facts = if chosen.resets() { SocketFacts::RESET } else { SocketFacts::default() };
     let entry = |end: Endpoint| SocketEntry {
         address: end.address,
         port: end.port,
-        reserved: 0,
+        facts,
         backend: id,
         generation: backend.generation,
     };

@@ -35,11 +35,10 @@ pub(super) fn remember<T: Tables>(
     let reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
     let made = Made { backend: chosen.backend(), generation: backend.generation, service: backend.service };
     begin(tables, key, &reply, made);
-    let flags = if chosen.masquerades() || needs_masquerade(tables, packet, &backend) {
-        FlowFlags::MASQUERADE
-    } else {
-        FlowFlags::default()
-    };
+    let mut flags = if chosen.resets() { FlowFlags::RESET } else { FlowFlags::default() };
+    if chosen.masquerades() || needs_masquerade(tables, packet, &backend) {
+        flags = flags.with(FlowFlags::MASQUERADE);
+    }
     let outcome = write(tables, mode, flags, First::Tried);
     match outcome {
         None => {
@@ -49,6 +48,29 @@ pub(super) fn remember<T: Tables>(
         Some(reason) => tables.count_drop(backend.service, reason),
     }
     outcome
+}
+
+/// Ends the flow of a packet whose backend is gone, if its client is to be told, and says as what that counts. A SYN begins
+/// anew, and what has expired is no flow.
+#[inline(never)]
+pub(super) fn lose<T: Tables>(tables: &T, packet: &Packet) -> Option<DropReason> {
+    let flow = tables.flow(&packet.key)?;
+    let head = flow.head();
+    let other = tables.other(flow).filter(|other| other.leads_to(&packet.key));
+    let now = tables.now();
+    let is_alive = !head.is_idle(now) || other.is_some_and(|other| !other.head().is_idle(now));
+    if !head.flags.contains(FlowFlags::RESET) || packet.flags.opens() || !is_alive {
+        return None;
+    }
+    let timeout = tables.timeout(FlowState::RESET);
+    // What the client has sent before it hears of this is answered alike.
+    flow.touch(now);
+    flow.enter(FlowState::RESET, timeout);
+    if let Some(other) = other {
+        other.enter(FlowState::RESET, timeout);
+    }
+    tables.count_drop(head.service, DropReason::BackendGone);
+    Some(DropReason::BackendGone)
 }
 
 /// Whether the packet belongs to a flow through a service whose sources are rewritten. The note that it carries may be from

@@ -18,13 +18,15 @@ use super::{Packet, Process, Tables, Verdict, Wish};
 
 /// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
 /// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
-/// largest numbers are no backend ids, and what is above [`Selection::MASQUERADE`] is none either.
+/// largest numbers are no backend ids, and what is above [`Selection::RESET`] is none either.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Selection(u32);
 
 impl Selection {
     /// The frontend wants every client's source rewritten.
     const MASQUERADE: u32 = 1 << 30;
+    /// The frontend wants connections reset when their backend is gone.
+    const RESET: u32 = 1 << 29;
     /// The packet is not for a service.
     const NOT_OURS: Self = Self(u32::MAX);
     const NO_BACKEND: Self = Self(u32::MAX - 1);
@@ -32,6 +34,15 @@ impl Selection {
     const BROKEN_TABLE: Self = Self(u32::MAX - 3);
     const NOT_IN_SOURCE_RANGES: Self = Self(u32::MAX - 4);
     const UNKNOWN_PORT: Self = Self(u32::MAX - 5);
+
+    /// With what the frontend wants of a connection to the backend, if there is one.
+    #[inline(always)]
+    fn on_terms_of(self, frontend: &Frontend) -> Self {
+        let term = |flag, bit| if frontend.flags.contains(flag) { bit } else { 0 };
+        let masquerade = term(FrontendFlags::MASQUERADE, Self::MASQUERADE);
+        let terms = masquerade | term(FrontendFlags::RESET, Self::RESET);
+        if self.is_backend() { Self(self.0 | terms) } else { self }
+    }
 
     #[inline(always)]
     const fn is_backend(self) -> bool {
@@ -41,13 +52,19 @@ impl Selection {
     /// The backend, if there is one.
     #[inline(always)]
     pub(super) const fn backend(self) -> BackendId {
-        BackendId(self.0 & !Self::MASQUERADE)
+        BackendId(self.0 & !(Self::MASQUERADE | Self::RESET))
     }
 
     /// Whether the source is to be rewritten, whoever the client is.
     #[inline(always)]
     pub(super) const fn masquerades(self) -> bool {
         self.0 & Self::MASQUERADE != 0
+    }
+
+    /// Whether the connection is to be reset when the backend is gone.
+    #[inline(always)]
+    pub(super) const fn resets(self) -> bool {
+        self.0 & Self::RESET != 0
     }
 
     /// What becomes of the packet if there is no backend. Nobody answers a sender that is not one host.
@@ -106,7 +123,8 @@ struct Client {
 /// Finds the service that a process wants to talk to, and a backend of it.
 ///
 /// A pod's socket decides only what its packets would have decided in the same way: whether it counts as a pod, and which
-/// ranges it is in, depends on the address that its packets are going to have, and masquerading is done to packets.
+/// ranges it is in, depends on the address that its packets are going to have; masquerading is done to packets, and only
+/// packets of other namespaces can be answered when their backend is gone.
 #[inline(never)]
 pub(super) fn select_for_process<T: Tables>(tables: &T, process: &Process) -> Selection {
     let frontend = match find_for_process(tables, process) {
@@ -114,8 +132,10 @@ pub(super) fn select_for_process<T: Tables>(tables: &T, process: &Process) -> Se
         None if is_unknown_port(tables, &process.end.address) => return Selection::UNKNOWN_PORT,
         None => return Selection::NOT_OURS,
     };
-    let for_packets =
-        FrontendFlags::BY_ORIGIN.with(FrontendFlags::RESTRICTED).with(FrontendFlags::MASQUERADE);
+    let for_packets = FrontendFlags::BY_ORIGIN
+        .with(FrontendFlags::RESTRICTED)
+        .with(FrontendFlags::MASQUERADE)
+        .with(FrontendFlags::RESET);
     if !process.is_host && frontend.flags.intersects(for_packets) {
         return Selection::NOT_OURS;
     }
@@ -134,7 +154,7 @@ pub(super) fn select_for_process<T: Tables>(tables: &T, process: &Process) -> Se
     } else {
         tables.count_drop(frontend.service, chosen.reason());
     }
-    chosen
+    chosen.on_terms_of(&frontend)
 }
 
 /// The frontend that a process addresses. The node's own processes also reach NodePorts at loopback addresses.
@@ -170,10 +190,8 @@ pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
     let chosen = admit(tables, &client, &frontend);
     if !chosen.is_backend() {
         tables.count_drop(frontend.service, chosen.reason());
-    } else if frontend.flags.contains(FrontendFlags::MASQUERADE) {
-        return Selection(chosen.0 | Selection::MASQUERADE);
     }
-    chosen
+    chosen.on_terms_of(&frontend)
 }
 
 /// The frontend that a packet addresses: its exact destination, else a NodePort (NP-02).
@@ -194,11 +212,14 @@ fn find<T: Tables>(tables: &T, end: Endpoint, protocol: Protocol) -> Option<Fron
 }
 
 /// Whether a packet that no frontend is there for goes to a ClusterIP all the same, so that nobody can answer it
-/// (CIP-03, in nftables mode).
+/// (CIP-03, in nftables mode). The node can, if it has the address.
 #[inline(never)]
 pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: &Addr) -> bool {
-    tables.roles(*destination).contains(AddressRoles::FRONTEND)
-        && tables.address(*destination).contains(AddressFlags::CLUSTER_IP)
+    if !tables.roles(*destination).contains(AddressRoles::FRONTEND) {
+        return false;
+    }
+    let flags = tables.address(*destination);
+    flags.contains(AddressFlags::CLUSTER_IP) && !flags.contains(AddressFlags::NODE)
 }
 
 /// A backend for a client that the frontend admits: source ranges come first (LBSR-06, LBSR-08 as nftables mode has it).

@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use proxy_common::{
     addr::Addr,
+    drop::DropReason,
     endian::Be16,
     lb::{self, Process, Tables as _, Wish},
     tuple::{Endpoint, Protocol},
@@ -17,15 +18,19 @@ use proxy_common::{
 
 use crate::{
     events,
+    listeners::Listeners,
     maps::{self, Maps},
 };
 
 /// Go on, perhaps with another address.
 const PROCEED: i32 = 1;
-/// Do not: `EPERM`, unless another error was set.
-const REFUSE: i32 = 0;
-/// `ECONNREFUSED`, as the kernel returns it.
+/// Do not: with the error that was set, as the kernel returns it.
+const FAIL: i32 = 0;
+/// `ECONNREFUSED`.
 const REFUSED: i32 = -111;
+/// `EHOSTUNREACH`. The kernel's own clients know what to do about it; NFS before Linux 6.10 tries again at once and for ever
+/// after an `EPERM` (626dfed5fa3b).
+const UNREACHABLE: i32 = -113;
 
 /// A family's address in the context.
 pub(crate) trait Family {
@@ -102,34 +107,34 @@ fn cookie(ctx: &SockAddrContext) -> u64 {
 #[inline(always)]
 pub(crate) fn towards<F: Family>(ctx: &SockAddrContext) -> i32 {
     let raw = ctx.sock_addr;
-    // SAFETY: a field of the context.
-    let protocol = Protocol(unsafe { (*raw).protocol } as u8);
-    if protocol != Protocol::TCP && protocol != Protocol::UDP {
-        return PROCEED;
-    }
+    // SAFETY: a field of the context. What no packet can have as its protocol is a kind of socket (IPPROTO_MPTCP, for one,
+    // whose paths are sockets of TCP and come here as such).
+    let protocol = match u8::try_from(unsafe { (*raw).protocol }).map(Protocol) {
+        Ok(protocol @ (Protocol::TCP | Protocol::UDP)) => protocol,
+        _ => return PROCEED,
+    };
     // SAFETY: a plain helper call on this context.
     let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let is_host = Maps.settings().is_some_and(|settings| settings.sockets.is_host(namespace));
     let process = Process { end: end::<F>(raw), protocol, socket: cookie(ctx), namespace, is_host };
-    match lb::wish(&Maps, &process) {
+    match lb::wish(&Maps, &Listeners(ctx.as_ptr()), &process) {
         Wish::Granted => PROCEED,
         Wish::Instead(end) => {
             set_end::<F>(raw, end);
             PROCEED
         }
-        Wish::Refused(reason) => {
-            maps::count_drop(reason);
-            events::refusal(&process, reason);
-            // SAFETY: a plain helper call.
-            unsafe { bpf_set_retval(REFUSED) };
-            REFUSE
-        }
-        Wish::Forbidden(reason) => {
-            maps::count_drop(reason);
-            events::refusal(&process, reason);
-            REFUSE
-        }
+        Wish::Refused(reason) => fail(&process, reason, REFUSED),
+        Wish::Forbidden(reason) => fail(&process, reason, UNREACHABLE),
     }
+}
+
+#[inline(always)]
+fn fail(process: &Process, reason: DropReason, error: i32) -> i32 {
+    maps::count_drop(reason);
+    events::refusal(process, reason);
+    // SAFETY: a plain helper call.
+    unsafe { bpf_set_retval(error) };
+    FAIL
 }
 
 /// The kernel names the sender of a datagram, or the peer of a connection. Returns what the kernel is to do.

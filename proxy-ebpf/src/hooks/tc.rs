@@ -2,6 +2,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     programs::TcContext,
 };
@@ -14,10 +15,11 @@ use proxy_common::{
 
 use crate::{
     events, fragment, icmp,
+    listeners::Listeners,
     maps::{self, Maps},
     packet::Note as _,
     parse::{self, Content, HEADERS},
-    refuse, rewrite,
+    refuse, reset, rewrite,
     wire::{IpHeader, Ipv4, Ipv6, Part},
 };
 
@@ -67,7 +69,7 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
         };
     }
     let verdict = match hook {
-        Hook::INGRESS => lb::ingress(&Maps, &parsed.packet),
+        Hook::INGRESS => lb::ingress(&Maps, &Listeners(ctx.as_ptr()), &parsed.packet),
         _ => lb::egress(&Maps, &parsed.packet, ctx.is_masqueraded()),
     };
     let new = match verdict {
@@ -78,6 +80,17 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
             let answered = match family {
                 IPV4 => refuse::refuse::<Ipv4, LINK>(ctx, length),
                 _ => refuse::refuse::<Ipv6, LINK>(ctx, length),
+            };
+            let action = dropped(&parsed.packet, reason);
+            return answered.unwrap_or(action);
+        }
+        Verdict::Reset(reason) => {
+            let transport = parsed.transport;
+            let answered = match family {
+                // A fragment has not all that the answer needs.
+                _ if parsed.part != Part::Whole => None,
+                IPV4 => reset::reset::<Ipv4, LINK>(ctx, transport),
+                _ => reset::reset::<Ipv6, LINK>(ctx, transport),
             };
             let action = dropped(&parsed.packet, reason);
             return answered.unwrap_or(action);

@@ -18,7 +18,7 @@ use crate::packet::{NetworkSum, Packet};
 /// IPv4 header without options.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, packed(2))]
-pub(super) struct Ipv4View {
+pub(crate) struct Ipv4View {
     version_ihl: u8,
     tos: u8,
     total_length: Be16,
@@ -55,6 +55,28 @@ impl Ipv4 {
     const OFFSET: Be16 = Be16::from_host(0x1fff);
     const MORE: Be16 = Be16::from_host(0x2000);
 
+    /// A header without options, in front of `length` bytes.
+    #[inline(always)]
+    fn header(tos: u8, protocol: Protocol, source: u32, destination: u32, length: u16) -> Ipv4View {
+        const DONT_FRAGMENT: Be16 = Be16::from_host(0x4000);
+        const TTL: u8 = 64;
+        let total_length = Be16::from_host(size_of::<Ipv4View>() as u16 + length);
+        let first = u64::from(u16::from_ne_bytes([0x45, tos])) + u64::from(total_length.raw());
+        let middle = u64::from(DONT_FRAGMENT.raw()) + u64::from(u16::from_ne_bytes([TTL, protocol.0]));
+        Ipv4View {
+            version_ihl: 0x45,
+            tos,
+            total_length,
+            id: Be16::from_host(0),
+            fragment: DONT_FRAGMENT,
+            ttl: TTL,
+            protocol: protocol.0,
+            check: checksum::of(first + middle + u64::from(source) + u64::from(destination)),
+            source: zerocopy::transmute!(source),
+            destination: zerocopy::transmute!(destination),
+        }
+    }
+
     #[inline(always)]
     fn store<P: Packet>(packet: &P, at: usize, field: usize, new: Addr, diff: u32) -> Option<()> {
         let check = at + offset_of!(Ipv4View, check);
@@ -67,6 +89,7 @@ impl Ipv4 {
 impl IpHeader for Ipv4 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
     const ICMP: Protocol = Protocol(IpProto::Icmp as u8);
+    type Header = Ipv4View;
     type Unreachable = Ipv4Unreachable;
 
     /// Destination unreachable, time exceeded, parameter problem (RFC 792). A redirect quotes too, but speaks to the
@@ -89,31 +112,32 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
+    fn length(header: &Ipv4View) -> usize {
+        usize::from(header.total_length.to_host())
+    }
+
+    #[inline(always)]
+    fn answer(header: &mut Ipv4View, length: u16) -> u64 {
+        let (source, destination): (u32, u32) =
+            (zerocopy::transmute!(header.destination), zerocopy::transmute!(header.source));
+        *header = Self::header(0, Protocol::TCP, source, destination, length);
+        let protocol = u16::from_ne_bytes([0, header.protocol]);
+        let rest = u64::from(protocol) + u64::from(Be16::from_host(length).raw());
+        u64::from(source) + u64::from(destination) + rest
+    }
+
+    #[inline(always)]
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Unreachable {
-        const DONT_FRAGMENT: Be16 = Be16::from_host(0x4000);
         const UNREACHABLE: u8 = 3;
         const PORT: u8 = 3;
-        let total = size_of::<Ipv4Unreachable>() as u16 + length;
-        let [_, _, _, source] = from.words();
-        let [_, _, _, destination] = to.words();
-        let mut network = Ipv4View {
-            version_ihl: 0x45,
-            // Internetwork control (RFC 1812 4.3.2.5).
-            tos: 0xc0,
-            total_length: Be16::from_host(total),
-            id: Be16::from_host(0),
-            fragment: DONT_FRAGMENT,
-            ttl: 64,
-            protocol: IpProto::Icmp as u8,
-            check: 0,
-            source: zerocopy::transmute!(source),
-            destination: zerocopy::transmute!(destination),
-        };
-        let first = u64::from(u16::from_ne_bytes([0x45, 0xc0])) + u64::from(network.total_length.raw());
-        let middle =
-            u64::from(DONT_FRAGMENT.raw()) + u64::from(u16::from_ne_bytes([64, IpProto::Icmp as u8]));
-        network.check = checksum::of(first + middle + u64::from(source) + u64::from(destination));
-        Ipv4Unreachable { network, icmp: Icmp::new(UNREACHABLE, PORT, quoted) }
+        // RFC 1812 4.3.2.5.
+        const INTERNETWORK_CONTROL: u8 = 0xc0;
+        let ([_, _, _, source], [_, _, _, destination]) = (from.words(), to.words());
+        let length = size_of::<Icmp>() as u16 + length;
+        Ipv4Unreachable {
+            network: Self::header(INTERNETWORK_CONTROL, Self::ICMP, source, destination, length),
+            icmp: Icmp::new(UNREACHABLE, PORT, quoted),
+        }
     }
 
     #[inline(always)]

@@ -13,7 +13,7 @@ use crate::packet::{NetworkSum, Packet};
 /// IPv6 header.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, packed(2))]
-pub(super) struct Ipv6View {
+pub(crate) struct Ipv6View {
     version_class: u8,
     class_flow: u8,
     flow: u16,
@@ -78,6 +78,28 @@ impl Ipv6 {
     const OFFSET: Be16 = Be16::from_host(0xfff8);
     const MORE: Be16 = Be16::from_host(0x0001);
 
+    /// A header in front of `length` bytes.
+    #[inline(always)]
+    fn header(protocol: Protocol, source: Addr, destination: Addr, length: u16) -> Ipv6View {
+        Ipv6View {
+            version_class: 0x60,
+            class_flow: 0,
+            flow: 0,
+            payload_length: Be16::from_host(length),
+            next_header: protocol.0,
+            hop_limit: 64,
+            source: zerocopy::transmute!(source.words()),
+            destination: zerocopy::transmute!(destination.words()),
+        }
+    }
+
+    /// What the pseudo header of so many bytes adds up to.
+    #[inline(always)]
+    fn pseudo_sum(protocol: Protocol, source: Addr, destination: Addr, length: u16) -> u64 {
+        let rest = u64::from(Be16::from_host(length).raw()) + u64::from(u16::from_ne_bytes([0, protocol.0]));
+        sum(source) + sum(destination) + rest
+    }
+
     #[inline(always)]
     fn store<P: Packet>(packet: &P, at: usize, new: Addr) -> Option<()> {
         let wire: [u16; 8] = zerocopy::transmute!(new.words());
@@ -88,6 +110,7 @@ impl Ipv6 {
 impl IpHeader for Ipv6 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Absent;
     const ICMP: Protocol = Protocol(IpProto::Ipv6Icmp as u8);
+    type Header = Ipv6View;
     type Unreachable = Ipv6Unreachable;
 
     /// Types below 128 are errors (RFC 4443 2.1).
@@ -107,23 +130,28 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
+    fn length(header: &Ipv6View) -> usize {
+        size_of::<Ipv6View>() + usize::from(header.payload_length.to_host())
+    }
+
+    #[inline(always)]
+    fn answer(header: &mut Ipv6View, length: u16) -> u64 {
+        let source = Addr::from_v6_words(zerocopy::transmute!(header.destination));
+        let destination = Addr::from_v6_words(zerocopy::transmute!(header.source));
+        *header = Self::header(Protocol::TCP, source, destination, length);
+        Self::pseudo_sum(Protocol::TCP, source, destination, length)
+    }
+
+    #[inline(always)]
     fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv6Unreachable {
         const UNREACHABLE: u8 = 1;
         const PORT: u8 = 4;
-        let payload = Be16::from_host(size_of::<Icmp>() as u16 + length);
-        let next_header = IpProto::Ipv6Icmp as u8;
-        let network = Ipv6View {
-            version_class: 0x60,
-            class_flow: 0,
-            flow: 0,
-            payload_length: payload,
-            next_header,
-            hop_limit: 64,
-            source: zerocopy::transmute!(from.words()),
-            destination: zerocopy::transmute!(to.words()),
-        };
-        let pseudo = u64::from(payload.raw()) + u64::from(u16::from_ne_bytes([0, next_header]));
-        Ipv6Unreachable { network, icmp: Icmp::new(UNREACHABLE, PORT, quoted + pseudo + sum(from) + sum(to)) }
+        let length = size_of::<Icmp>() as u16 + length;
+        let pseudo = Self::pseudo_sum(Self::ICMP, from, to, length);
+        Ipv6Unreachable {
+            network: Self::header(Self::ICMP, from, to, length),
+            icmp: Icmp::new(UNREACHABLE, PORT, quoted + pseudo),
+        }
     }
 
     #[inline(always)]

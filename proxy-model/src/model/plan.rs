@@ -11,7 +11,8 @@ use crate::{
     change::ObjectName,
     claims::of_service,
     error::{Misfit, PlanError},
-    name::ServicePortName,
+    health::{HealthCheck, HealthCheckName},
+    name::{Family, ServicePortName, Transport},
     programmed::{Counters, Programmed},
     service::ServicePort,
     state::ParsedService,
@@ -40,8 +41,10 @@ impl Model {
             self.plan_service(&service, now, &mut dirty, &mut news);
         }
         self.plan_node(now);
+        self.state.pods.plan(&mut self.tables.pods);
         if self.stage == Stage::Waiting {
             self.leftovers.collect(&mut self.tables, &self.programmed, now);
+            self.retired.extend(Transport::ALL);
             self.stage = Stage::Running;
         }
         news
@@ -93,6 +96,7 @@ impl Model {
         for port in ports {
             let (target, mut problems) =
                 wanted.get(&port).map(|wanted| self.entitled(wanted)).unwrap_or_default();
+            self.silences.set(&port, &target);
             if let Err(misfit) = self.plan_port(&port, &target, now) {
                 // Room may come by itself, a shorter name does not.
                 if misfit != Misfit::NameTooLong {
@@ -105,6 +109,17 @@ impl Model {
                 }
             }
             self.note(port, problems, news);
+        }
+        self.plan_health_checks(service, parsed.as_ref());
+    }
+
+    /// Works out what load balancers are to be told about a Service.
+    fn plan_health_checks(&mut self, service: &ObjectName, parsed: Option<&ParsedService>) {
+        for family in Family::ALL {
+            let slices = || self.state.slices(service);
+            let check = parsed.and_then(|parsed| HealthCheck::of(parsed, family, slices));
+            let name = HealthCheckName { service: service.clone(), family };
+            self.health_checks.set(name, check);
         }
     }
 
@@ -129,9 +144,10 @@ impl Model {
     }
 
     fn plan_port(&mut self, port: &ServicePortName, target: &Target, now: Duration) -> Result<(), Misfit> {
-        let Self { programmed, tables, claims, pending, .. } = self;
+        let Self { programmed, tables, claims, pending, resets, .. } = self;
         if let Some(entry) = programmed.get_mut(port) {
             entry.aim(target, now, tables)?;
+            *resets |= entry.resets();
             for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
                 tables.unwant_frontend(key, now);
             }
@@ -146,6 +162,7 @@ impl Model {
                 tables.service_ids.put_back(id);
                 return Err(error);
             }
+            *resets |= entry.resets();
             tables.names.want(id, row);
             programmed.insert(port.clone(), entry);
         } else {

@@ -13,7 +13,7 @@ use crate::{
     endpoint::{Conditions, SlicePort},
     external::External,
     name::Family,
-    policy::{SessionAffinity, TrafficPolicy},
+    policy::{OnRemoval, SessionAffinity, TrafficPolicy},
     topology::Hints,
 };
 
@@ -75,6 +75,7 @@ fn internal(internal: TrafficPolicy) -> ServicePort {
         internal,
         external: Arc::default(),
         affinity: SessionAffinity::None,
+        on_removal: OnRemoval::Keep,
     }
 }
 

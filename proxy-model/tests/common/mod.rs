@@ -16,9 +16,10 @@ use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::FilterLine,
     frontend::{Frontend, FrontendKey, ServiceId},
+    pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     tables::{
-        AddressFilter, Addresses, Backends, Frontends, NAME_BYTES, ServiceNames, ServiceTraffic, Slots,
+        AddressFilter, Addresses, Backends, Frontends, NAME_BYTES, Pods, ServiceNames, ServiceTraffic, Slots,
         SourceRanges, Table,
     },
 };
@@ -34,6 +35,7 @@ pub(crate) struct Memory {
     pub(crate) addresses: HashMap<Addr, AddressFlags>,
     pub(crate) ranges: HashMap<SourceRange, u32>,
     pub(crate) filter: BTreeMap<u32, FilterLine>,
+    pub(crate) pods: BTreeMap<CgroupId, PodEntry>,
     /// Service ids whose counters were zeroed.
     pub(crate) resets: Vec<ServiceId>,
     /// The table of each successful write and deletion, in order.
@@ -81,6 +83,7 @@ impl Memory {
             addresses: self.addresses.iter().map(|(&address, &flags)| (address, flags)).collect(),
             source_ranges: self.ranges.iter().map(|(&range, &value)| (range, value)).collect(),
             filter: self.filter.iter().map(|(&number, &line)| (number, line)).collect(),
+            pods: self.pods.iter().map(|(&id, &row)| (id, row)).collect(),
         }
     }
 
@@ -106,6 +109,10 @@ impl Io for Memory {
 macro_rules! memory_table {
     ($table:ty, $field:ident) => {
         impl TableIo<$table> for Memory {
+            fn get(&self, key: &<$table as Table>::Key) -> Result<Option<<$table as Table>::Value>, Refused> {
+                Ok(self.$field.get(key).copied())
+            }
+
             fn put(
                 &mut self,
                 key: &<$table as Table>::Key,
@@ -128,10 +135,15 @@ memory_table!(ServiceNames, names);
 
 memory_table!(Addresses, addresses);
 memory_table!(SourceRanges, ranges);
+memory_table!(Pods, pods);
 
 macro_rules! memory_hash_table {
     ($table:ty, $field:ident) => {
         impl HashTableIo<$table> for Memory {
+            fn keys(&self) -> Result<Vec<<$table as Table>::Key>, Refused> {
+                Ok(self.$field.keys().copied().collect())
+            }
+
             fn delete(&mut self, key: &<$table as Table>::Key) -> Result<(), Refused> {
                 self.attempt(<$table>::NAME)?;
                 self.$field.remove(key);
@@ -146,6 +158,7 @@ memory_hash_table!(Frontends, frontends);
 memory_hash_table!(ServiceNames, names);
 memory_hash_table!(Addresses, addresses);
 memory_hash_table!(SourceRanges, ranges);
+memory_hash_table!(Pods, pods);
 
 /// A model of `node-a` with default options.
 pub(crate) fn model_on(restored: Restored) -> Model {

@@ -20,8 +20,13 @@ use proxy_common::{
     filter::{AddressRoles, FilterPosition},
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState, TcpFlags},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, FlowRef, Insert, InsertError, Packet, Tables, Translation, Verdict},
+    lb::{
+        self, FlowRef, Insert, InsertError, Listeners, Packet, Process, Sockets, Tables, Translation,
+        Verdict, Wish,
+    },
+    pod::{CgroupId, PodReasons},
     ranges::SourceRange,
+    socket::{SocketEntry, SocketKey},
     time::Ticks,
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
@@ -42,8 +47,15 @@ pub(crate) struct Node {
     pub(crate) devices: HashMap<u32, Device>,
     flows: RefCell<HashMap<FlowKey, &'static Cell<FlowEntry>>>,
     affinities: RefCell<HashMap<AffinityKey, Affinity>>,
+    sockets: RefCell<HashMap<SocketKey, SocketEntry>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
     draft: RefCell<Draft>,
+    /// Where processes of the node listen.
+    pub(crate) listeners: Vec<(Endpoint, Protocol)>,
+    /// The cgroups that the calling process is in, from the root.
+    pub(crate) cgroups: Vec<CgroupId>,
+    /// How many of them were asked about.
+    pub(crate) cgroups_asked: Cell<usize>,
     /// What was dropped, in order.
     pub(crate) drops: RefCell<Vec<(ServiceId, DropReason)>>,
     seconds: Cell<u32>,
@@ -74,8 +86,12 @@ impl Node {
             devices: devices.into(),
             flows: RefCell::default(),
             affinities: RefCell::default(),
+            sockets: RefCell::default(),
             counters: RefCell::default(),
             draft: RefCell::default(),
+            listeners: Vec::new(),
+            cgroups: Vec::new(),
+            cgroups_asked: Cell::new(0),
             drops: RefCell::default(),
             seconds: Cell::new(0),
             dice: Cell::new(0x9e37_79b9_7f4a_7c15),
@@ -114,7 +130,7 @@ impl Node {
         protocol: Protocol,
         flags: TcpFlags,
     ) -> Verdict {
-        lb::ingress(self, &Packet { device, ..packet(from, to, protocol, flags, Hook::INGRESS) })
+        lb::ingress(self, self, &Packet { device, ..packet(from, to, protocol, flags, Hook::INGRESS) })
     }
 
     /// A packet leaves the node towards a pod of it. Where does it claim to come from?
@@ -134,6 +150,12 @@ impl Node {
     ) -> Verdict {
         let packet = Packet { device, ..packet(from, to, protocol, flags, Hook::EGRESS) };
         lb::egress(self, &packet, masquerade)
+    }
+
+    /// A process connects a socket, or sends a datagram on it. To whom?
+    pub(crate) fn wish(&self, socket: u64, to: &str, protocol: Protocol, is_host: bool) -> Wish {
+        let process = Process { end: end(to), protocol, socket, namespace: u64::from(is_host), is_host };
+        lb::wish(self, self, &process)
     }
 
     /// Where a packet was sent that had to be sent somewhere.
@@ -228,6 +250,12 @@ impl FlowRef for Entry {
     fn enter(&self, state: FlowState, timeout: Ticks) {
         let FlowEntry { peer, head } = self.0.get();
         self.0.set(FlowEntry { peer, head: FlowHead { state, timeout, ..head } });
+    }
+}
+
+impl Listeners for Node {
+    fn listens(&self, end: &Endpoint, protocol: Protocol) -> bool {
+        self.listeners.contains(&(*end, protocol))
     }
 }
 
@@ -338,5 +366,20 @@ impl Tables for Node {
     fn count_drop(&self, service: ServiceId, reason: DropReason) {
         self.count(service, |counters| counters.drops += 1);
         self.drops.borrow_mut().push((service, reason));
+    }
+}
+
+impl Sockets for Node {
+    fn socket(&self, key: &SocketKey) -> Option<SocketEntry> {
+        self.sockets.borrow().get(key).copied()
+    }
+
+    fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
+        self.sockets.borrow_mut().insert(*key, *entry);
+    }
+
+    fn pod(&self, level: u8) -> Option<PodReasons> {
+        self.cgroups_asked.set(self.cgroups_asked.get() + 1);
+        self.memory.pods.get(self.cgroups.get(usize::from(level))?).map(|pod| pod.reason)
     }
 }

@@ -41,6 +41,9 @@ impl Memory {
         if has(FrontendFlags::MASQUERADE) {
             notes.push("masquerade".to_owned());
         }
+        if has(FrontendFlags::RESET) {
+            notes.push("reset".to_owned());
+        }
         if has(FrontendFlags::RESTRICTED) {
             notes.push(format!("from {}", self.render_ranges(row)));
         }

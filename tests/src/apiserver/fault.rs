@@ -24,6 +24,8 @@ pub enum Verb {
     NextPage,
     /// Watches.
     Watch,
+    /// Creations.
+    Create,
 }
 
 /// The faults still to come.

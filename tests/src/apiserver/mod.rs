@@ -1,9 +1,10 @@
-//! A Kubernetes API server in the test's own process, for Services, EndpointSlices and Nodes.
+//! A Kubernetes API server in the test's own process, for Services, EndpointSlices, Nodes, Pods and Events.
 //!
 //! It lists and watches as the real one does, as far as a client can tell, and misbehaves on demand. Tests write
-//! through [`ApiServer`] itself; over HTTP it can only be read. It plays a server without streaming lists (before
+//! through [`ApiServer`] itself; over HTTP it can only be read, and told Events. It plays a server without streaming lists (before
 //! 1.32), the harder case for a client.
 
+mod create;
 mod fault;
 mod respond;
 mod selector;
@@ -20,8 +21,9 @@ use std::{
 use k8s_openapi::{
     Metadata,
     api::{
-        core::v1::{Node, Service},
+        core::v1::{Node, Pod, Service},
         discovery::v1::EndpointSlice,
+        events::v1::Event,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -39,6 +41,8 @@ pub trait Kind: k8s_openapi::Resource + Metadata<Ty = ObjectMeta> + Serialize + 
 impl Kind for Service {}
 impl Kind for EndpointSlice {}
 impl Kind for Node {}
+impl Kind for Pod {}
+impl Kind for Event {}
 
 /// The server; it ends when this is dropped.
 #[derive(Debug)]
@@ -141,6 +145,12 @@ impl ApiServer {
         )
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Creates the object, or replaces it. It has the new version then.
     ///
     /// # Panics
@@ -163,6 +173,19 @@ impl ApiServer {
     #[must_use]
     pub fn objects<K: Kind>(&self) -> Vec<K> {
         self.shared.lock().store.all(K::URL_PATH_SEGMENT).map(|object| typed(object)).collect()
+    }
+
+    /// Waits until the objects of a kind are as wanted.
+    ///
+    /// # Panics
+    ///
+    /// If they are not in time.
+    pub async fn holds<K: Kind>(&self, what: &str, wanted: impl Fn(&[K]) -> bool) -> Vec<K> {
+        let objects = |state: &State| {
+            state.store.all(K::URL_PATH_SEGMENT).map(|object| typed(object)).collect::<Vec<K>>()
+        };
+        self.until(what, |state| wanted(&objects(state))).await;
+        self.objects()
     }
 
     /// The requests so far.

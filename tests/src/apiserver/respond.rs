@@ -23,9 +23,9 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// What a path stands for.
 pub(super) struct Scope {
     pub(super) resource: Resource,
-    api_version: &'static str,
-    kind: &'static str,
-    namespace: Option<String>,
+    pub(super) api_version: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) namespace: Option<String>,
     name: Option<String>,
 }
 
@@ -272,7 +272,7 @@ impl Refusal {
         Self::new(StatusCode::GONE, "Expired", "too old resource version")
     }
 
-    fn bad(message: &str) -> Self {
+    pub(super) fn bad(message: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
     }
 
@@ -295,7 +295,7 @@ impl Refusal {
     }
 }
 
-fn json_response(code: StatusCode, body: Body) -> Response<Body> {
+pub(super) fn json_response(code: StatusCode, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
@@ -303,8 +303,10 @@ fn json_response(code: StatusCode, body: Body) -> Response<Body> {
 }
 
 /// Where each kind is found, and what it is called.
-const KINDS: [(&str, Resource, &str, &str); 3] = [
+const KINDS: [(&str, Resource, &str, &str); 5] = [
     ("/api/v1/", "services", "v1", "Service"),
     ("/api/v1/", "nodes", "v1", "Node"),
+    ("/api/v1/", "pods", "v1", "Pod"),
     ("/apis/discovery.k8s.io/v1/", "endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
+    ("/apis/events.k8s.io/v1/", "events", "events.k8s.io/v1", "Event"),
 ];

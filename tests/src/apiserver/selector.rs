@@ -95,7 +95,8 @@ impl Requirement {
     }
 }
 
-const FIELDS: [&str; 4] = ["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type"];
+const FIELDS: [&str; 5] =
+    ["metadata.name", "metadata.namespace", "spec.clusterIP", "spec.type", "spec.nodeName"];
 
 #[cfg(test)]
 mod tests {

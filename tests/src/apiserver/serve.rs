@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
+use http_body_util::BodyExt as _;
 use hyper::{
     Method, Response, StatusCode, body::Incoming, header::USER_AGENT, server::conn::http1,
     service::service_fn,
@@ -13,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Fault, Request, Shared, Verb, lock,
+    Fault, Request, Shared, Verb, create, lock,
     respond::{self, Body, Refusal, Scope},
 };
 
@@ -37,23 +38,30 @@ async fn respond(
     shared: Arc<Shared>,
 ) -> Result<Response<Body>, Infallible> {
     let method = request.method().clone();
+    let (request, body) = request.into_parts();
     let request = Request {
-        path: request.uri().path().to_owned(),
-        query: query(request.uri().query().unwrap_or_default()),
+        path: request.uri.path().to_owned(),
+        query: query(request.uri.query().unwrap_or_default()),
         user_agent: request
-            .headers()
+            .headers
             .get(USER_AGENT)
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_owned(),
     };
     shared.change(|state| state.requests.push(request.clone()));
-    Ok(answer(&method, &request, &shared).await.unwrap_or_else(|refusal| refusal.into_response()))
+    Ok(answer(&method, &request, body, &shared).await.unwrap_or_else(|refusal| refusal.into_response()))
 }
 
-async fn answer(method: &Method, request: &Request, shared: &Arc<Shared>) -> Result<Response<Body>, Refusal> {
+async fn answer(
+    method: &Method,
+    request: &Request,
+    body: Incoming,
+    shared: &Arc<Shared>,
+) -> Result<Response<Body>, Refusal> {
     let scope = Scope::parse(&request.path)?;
-    if method != Method::GET {
+    let may_create = method == Method::POST && scope.resource == "events";
+    if method != Method::GET && !may_create {
         return Err(Refusal::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "MethodNotAllowed",
@@ -61,6 +69,7 @@ async fn answer(method: &Method, request: &Request, shared: &Arc<Shared>) -> Res
         ));
     }
     let verb = match (request.parameter("watch"), request.parameter("continue")) {
+        _ if may_create => Verb::Create,
         (Some(_), _) => Verb::Watch,
         (None, Some(_)) => Verb::NextPage,
         (None, None) => Verb::List,
@@ -76,6 +85,10 @@ async fn answer(method: &Method, request: &Request, shared: &Arc<Shared>) -> Res
     }
     match verb {
         Verb::Watch => respond::watch(&scope, request, shared, is_cut),
+        Verb::Create => {
+            let body = body.collect().await.map_err(|error| Refusal::bad(&error.to_string()))?;
+            create::create(&scope, &body.to_bytes(), shared)
+        }
         Verb::List | Verb::NextPage => respond::read(&scope, request, shared, is_cut),
     }
 }

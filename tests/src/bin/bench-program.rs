@@ -19,6 +19,7 @@ use serde::Serialize;
 use sluice_tests::{
     harness,
     kernel::Kernel,
+    machine,
     packets::{Frame, Transport, flags},
 };
 
@@ -119,10 +120,9 @@ impl Bench {
             cases.push(Figure { group: "floor, IPv4 TCP", case: case.to_owned(), median, min, target: None });
         }
         let (overhead, _) = self.gross(&self.empty.try_clone()?, &frame)?;
-        let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
         Ok(Report {
-            kernel: release,
-            cpu: cpu(),
+            kernel: machine::kernel()?,
+            cpu: machine::cpu(),
             runs: self.args.runs,
             packets: self.args.packets,
             overhead,
@@ -263,12 +263,6 @@ fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {
 fn median_and_min(mut values: Vec<f64>) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
     (values.get(values.len() / 2).copied().unwrap_or(f64::NAN), values.first().copied().unwrap_or(f64::NAN))
-}
-
-fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    model.map_or_else(|| "unknown CPU".to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 fn table(report: &Report) -> String {

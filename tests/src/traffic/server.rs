@@ -15,9 +15,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     runtime,
     sync::oneshot,
 };
@@ -26,10 +27,9 @@ use super::{
     GREETING, Request,
     bulk::{BLOCK, Digest, Stream},
 };
-use crate::topology::Machine;
+use crate::topology::{Ends, Family, Machine};
 
-/// Answers TCP and UDP, IPv4 and IPv6, on one port of a machine, with the machine's name. UDP at the addresses that the
-/// machine has when this starts.
+/// Answers TCP and UDP, IPv4 and IPv6, on one port of a machine, with the machine's name.
 #[derive(Debug)]
 pub struct Server {
     name: String,
@@ -46,12 +46,53 @@ struct Counts {
 }
 
 impl Server {
-    /// Starts one; it listens when this returns, and until it is dropped.
+    /// Starts one; it listens when this returns, and until it is dropped. TCP at all addresses, UDP at those that the machine
+    /// has when this starts.
     ///
     /// # Errors
     ///
     /// If the port cannot be had.
     pub fn start(machine: &Machine, port: u16) -> Result<Self> {
+        Self::start_with(machine, port, socket2::Protocol::TCP)
+    }
+
+    /// As [`Server::start`], with Multipath TCP (RFC 8684) for clients that know it.
+    ///
+    /// # Errors
+    ///
+    /// If the port cannot be had, or the kernel has no such sockets.
+    pub fn start_multipath(machine: &Machine, port: u16) -> Result<Self> {
+        Self::start_with(machine, port, socket2::Protocol::MPTCP)
+    }
+
+    fn start_with(machine: &Machine, port: u16, streams: socket2::Protocol) -> Result<Self> {
+        Self::listen(machine, port, move || {
+            let tcp = listener(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), streams)?;
+            // A socket for each address: one for all would answer from the address of the way back, which on a machine
+            // with several need not be the one that was asked.
+            let udp = own_addresses()?.into_iter().map(|address| receiver((address, port).into()));
+            Ok((vec![tcp], udp.collect::<io::Result<_>>()?))
+        })
+    }
+
+    /// Starts one that is bound to these two addresses of the machine and to nothing else.
+    ///
+    /// # Errors
+    ///
+    /// If the machine does not have them, or somebody else has the port there.
+    pub fn start_at(machine: &Machine, ends: Ends) -> Result<Self> {
+        Self::listen(machine, ends.port, move || {
+            let ends = Family::ALL.map(|family| ends.of(family));
+            let tcp = ends.into_iter().map(|end| listener(end, socket2::Protocol::TCP));
+            Ok((tcp.collect::<io::Result<_>>()?, ends.into_iter().map(receiver).collect::<io::Result<_>>()?))
+        })
+    }
+
+    fn listen(
+        machine: &Machine,
+        port: u16,
+        bind: impl FnOnce() -> io::Result<(Vec<TcpListener>, Vec<UdpSocket>)> + Send + 'static,
+    ) -> Result<Self> {
         let (ready, listening) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let counts = Arc::new(Counts::default());
@@ -60,16 +101,16 @@ impl Server {
         let thread = thread::spawn(move || {
             let started = namespace.enter().and_then(|()| {
                 let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-                let sockets = runtime.block_on(async { bind(port) })?;
+                let sockets = runtime.block_on(async { bind() })?;
                 Ok((runtime, sockets))
             });
             match started {
-                Ok((runtime, (listener, sockets))) => {
+                Ok((runtime, (listeners, sockets))) => {
                     // Whoever started the server has given up waiting if this fails: it ends by `stopped`.
                     drop(ready.send(Ok(())));
                     runtime.block_on(async {
                         tokio::select! {
-                            () = service.accept(listener) => {}
+                            _ = join_all(listeners.into_iter().map(|listener| service.accept(listener))) => {}
                             _ = join_all(sockets.into_iter().map(|socket| service.answer(socket))) => {}
                             _ = stopped => {}
                         }
@@ -112,20 +153,20 @@ impl Drop for Server {
     }
 }
 
-fn bind(port: u16) -> io::Result<(TcpListener, Vec<UdpSocket>)> {
-    let tcp = TcpSocket::new_v6()?;
-    tcp.set_reuseaddr(true)?;
-    tcp.bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
-    // A socket for each address: one for all would answer from the address of the way back, which on a machine with
-    // several need not be the one that was asked.
-    let bind = |address: IpAddr| {
-        let socket = std::net::UdpSocket::bind((address, port))?;
-        socket.set_nonblocking(true)?;
-        UdpSocket::from_std(socket)
-    };
-    let udp = own_addresses()?.into_iter().map(bind).collect::<io::Result<_>>()?;
+fn listener(at: SocketAddr, protocol: socket2::Protocol) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(protocol))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
     // Room for everybody who connects at once: a full backlog would look like loss on the way.
-    Ok((tcp.listen(4096)?, udp))
+    socket.listen(4096)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn receiver(at: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind(at)?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
 }
 
 /// The addresses of this namespace, without those that are good for one link only.

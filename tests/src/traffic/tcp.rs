@@ -1,14 +1,14 @@
 //! TCP clients.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     sync::atomic::AtomicU64,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{
     Direction, GREETING, PATIENCE, Request,
@@ -46,6 +46,21 @@ impl Connection {
     pub fn open(from: &Namespace, to: SocketAddr, source: Source) -> Result<Self> {
         let stream = connect_raw(from, to, source, PATIENCE)?;
         Self::greeted(stream).with_context(|| format!("connected to {to}"))
+    }
+
+    /// As [`Connection::open`], by a socket of Multipath TCP (RFC 8684), which is more than one connection if both ends
+    /// can do that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Connection::open`].
+    pub fn open_multipath(from: &Namespace, to: SocketAddr) -> Result<Self> {
+        let stream = from.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::MPTCP))?;
+            socket.connect_timeout(&to.into(), PATIENCE).with_context(|| format!("connect to {to}"))?;
+            Ok(socket.into())
+        })?;
+        Self::greeted(stream).with_context(|| format!("connected to {to} by several paths"))
     }
 
     /// Opens `count` connections, all open at the same time.
@@ -162,6 +177,15 @@ impl Connection {
             left -= count as u64;
         }
         Ok(digest.finish())
+    }
+
+    /// Waits for the other end to say something, which it never does, or for the error that ends the connection.
+    #[must_use]
+    pub fn wait_for_end(&self) -> io::Error {
+        match (&self.stream).read(&mut [0]) {
+            Ok(length) => io::Error::other(format!("{length} bytes came")),
+            Err(error) => error,
+        }
     }
 
     /// Ends the connection with a reset, so that neither end remembers it.

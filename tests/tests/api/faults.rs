@@ -215,7 +215,8 @@ async fn server_that_is_not_there_yet_is_waited_for_and_told_once() {
     server.come_up().await.unwrap();
     follower.until_same(&truth(&server)).await;
     log.until(3, "following the API again").await;
-    assert_eq!(log.lines("").len(), 6, "{:#?}", log.lines(""));
+    // And whom it asks.
+    assert_eq!(log.lines("").len(), 7, "{:#?}", log.lines(""));
 }
 
 #[tokio::test]

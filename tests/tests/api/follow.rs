@@ -1,13 +1,19 @@
 //! The source under test, and what a consumer makes of what it tells.
 
-use std::{collections::BTreeMap, fmt::Debug, fs, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, fs, path::Path, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use k8s_openapi::api::{
-    core::v1::{Node, Service},
+    core::v1::{Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_agent::watch;
+use proxy_agent::{
+    metrics::ApiMetrics,
+    watch::{self, ApiOptions},
+};
 use proxy_model::{Change, Event, ObjectName};
 use sluice_tests::apiserver::Kind;
 use tokio::{sync, task::JoinHandle, time};
@@ -31,6 +37,7 @@ pub(crate) struct View {
     pub(crate) services: Objects<Service>,
     pub(crate) slices: Objects<EndpointSlice>,
     pub(crate) nodes: Objects<Node>,
+    pub(crate) pods: Objects<Pod>,
     pub(crate) changes: usize,
 }
 
@@ -71,6 +78,8 @@ impl View {
             Change::Service(event) => self.services.fold(event),
             Change::EndpointSlice(event) => self.slices.fold(event),
             Change::Node(event) => self.nodes.fold(event),
+            Change::Pod(event) => self.pods.fold(event),
+            Change::PodCgroup(event) => panic!("the API tells of no cgroups: {event:?}"),
         }
     }
 
@@ -96,13 +105,27 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) async fn start(kubeconfig: &str) -> Self {
-        log::install();
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("kubeconfig");
-        fs::write(&path, kubeconfig).unwrap();
-        let client = watch::client(Some(&path)).await.unwrap();
+        Self::with(&options(dir.path(), kubeconfig)).await
+    }
+
+    pub(crate) async fn with(options: &ApiOptions) -> Self {
+        let metrics = ApiMetrics::default();
+        let client = client(options, &metrics).await;
+        Self::consume(watch::kubernetes(client, NODE, &metrics).boxed())
+    }
+
+    /// With the pods as well.
+    pub(crate) async fn start_with_pods(kubeconfig: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let metrics = ApiMetrics::default();
+        let client = client(&options(dir.path(), kubeconfig), &metrics).await;
+        let pods = watch::pods(client.clone(), NODE, &metrics);
+        Self::consume(stream::select(watch::kubernetes(client, NODE, &metrics), pods).boxed())
+    }
+
+    fn consume(mut changes: BoxStream<'static, Change>) -> Self {
         let (sender, view) = sync::watch::channel(View::default());
-        let mut changes = watch::kubernetes(client, NODE).boxed();
         let task = tokio::spawn(async move {
             while let Some(change) = changes.next().await {
                 sender.send_modify(|view| view.fold(change));
@@ -151,6 +174,18 @@ impl Follower {
     pub(crate) fn view(&self) -> View {
         self.view.borrow().clone()
     }
+}
+
+/// What is asked by a kubeconfig that says this, once it is in that directory.
+fn options(dir: &Path, kubeconfig: &str) -> ApiOptions {
+    let path = dir.join("kubeconfig");
+    fs::write(&path, kubeconfig).unwrap();
+    ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() }
+}
+
+async fn client(options: &ApiOptions, metrics: &ApiMetrics) -> watch::Client {
+    log::install();
+    watch::client(options, metrics).await.unwrap()
 }
 
 impl Drop for Follower {

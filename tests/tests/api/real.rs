@@ -13,7 +13,10 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderValue},
 };
 use k8s_openapi::ByteString;
-use proxy_agent::watch::{self, Client};
+use proxy_agent::{
+    metrics::ApiMetrics,
+    watch::{self, ApiOptions, Client},
+};
 use proxy_model::ObjectName;
 use ring::{
     rand::SystemRandom,
@@ -71,7 +74,8 @@ impl RealServer {
         let apiserver = apiserver(&binaries, dir.path(), etcd_port, port);
         let path = dir.path().join("kubeconfig");
         fs::write(&path, kubeconfig(port)).unwrap();
-        let client = watch::client(Some(&path)).await.unwrap();
+        let options = ApiOptions { kubeconfig: Some(path), ..ApiOptions::default() };
+        let client = watch::client(&options, &ApiMetrics::default()).await.unwrap();
         let mut server = Self { client, apiserver, _etcd: Process(etcd), etcd_port, port, binaries, dir };
         server.ready().await;
         Some(server)

@@ -16,7 +16,7 @@ const NODE_PORT: u16 = 30_080;
 
 /// The backend's own kernel refuses, by an ICMP error from the pod's address, to whom it took the client for.
 #[test]
-fn a_client_learns_that_the_backends_port_is_closed() {
+pub(crate) fn a_client_learns_that_the_backends_port_is_closed() {
     with_agents(2, |cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         for node in &cluster.nodes {

@@ -78,7 +78,7 @@ impl<'a> Scene<'a> {
 
 /// E2E-011, XIP-01.
 #[test]
-fn an_external_ip_that_no_node_has_is_served_on_every_node() {
+pub(crate) fn an_external_ip_that_no_node_has_is_served_on_every_node() {
     with_agents(2, |cluster, agents| {
         let scene = Scene::build(cluster)?;
         for backend in [&scene.near, &scene.far] {

@@ -33,7 +33,7 @@ fn expect_large_echoes(client: &Machine, to: Ends, backend: &str) -> Result<()> 
 }
 
 #[test]
-fn large_datagrams_come_and_go_whole() {
+pub(crate) fn large_datagrams_come_and_go_whole() {
     with_agents(2, |cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;

@@ -2,26 +2,39 @@
 //!
 //! One file per question. Who is reached: through ClusterIPs ([`reach`]), NodePorts ([`nodeport`]), external IPs and load
 //! balancers ([`external`]), under policies ([`policy`]), over other networks ([`shapes`]), by other protocols ([`sctp`]) in pieces
-//! ([`fragments`]) and from the nodes themselves ([`sockets`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`], [`errors`]). Does it hold
-//! ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`], [`devices`], [`manifests`]), does it outlive the agent
-//! ([`lifecycle`]), does it do what Kubernetes tests of a proxy ([`upstream`]), and do the demo and the commands tell the truth
-//! ([`demo`], [`status`], [`show`])?
+//! ([`fragments`]), from the nodes themselves and from pods by their sockets ([`sockets`], [`pods`]) or without
+//! ([`without_sockets`]); what the kernel connects by itself ([`kernel_clients`]), and who comes before a service at its address
+//! ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`],
+//! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`],
+//! [`dns`], [`devices`], [`manifests`]), does it outlive the agent ([`lifecycle`]), also with the privileges of its container alone
+//! ([`deploy`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
+//! ([`demo`], [`bench`], [`status`], [`show`])?
 
+mod bench;
+mod configuration;
 mod demo;
+mod deploy;
 mod devices;
+mod dns;
 mod endpoints;
 mod errors;
 mod expect;
 mod external;
 mod flood;
 mod fragments;
+mod health;
+mod kernel_clients;
 mod lifecycle;
 mod load;
 mod manifests;
+mod metrics;
 mod nodeport;
+mod own_address;
+mod pods;
 mod policy;
 mod reach;
 mod refuse;
+mod reset;
 mod sctp;
 mod shapes;
 mod show;
@@ -32,6 +45,7 @@ mod status;
 mod udp;
 mod unknown;
 mod upstream;
+mod without_sockets;
 
 use anyhow::Result;
 use sluice_tests::{

@@ -20,7 +20,7 @@ const NODE_PORT: u16 = 30_080;
 
 /// E2E-010, E2E-087. A client outside keeps its address towards a backend of the node that it asked, and only there.
 #[test]
-fn outside_reaches_a_backend_through_every_node() {
+pub(crate) fn outside_reaches_a_backend_through_every_node() {
     with_agents(2, |cluster, agents| {
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;
@@ -39,7 +39,7 @@ fn outside_reaches_a_backend_through_every_node() {
 
 /// E2E-010, NP-14. A pod keeps its address behind the ports of its own node.
 #[test]
-fn a_pod_reaches_backends_through_its_own_node_as_itself() {
+pub(crate) fn a_pod_reaches_backends_through_its_own_node_as_itself() {
     with_agents(2, |cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
@@ -60,7 +60,7 @@ fn a_pod_reaches_backends_through_its_own_node_as_itself() {
 
 /// E2E-010, DEC-27. What a pod sends to another node's port is that node's business, and the pod is outside there.
 #[test]
-fn a_pod_reaches_backends_through_the_other_node() {
+pub(crate) fn a_pod_reaches_backends_through_the_other_node() {
     with_agents(2, |cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;

@@ -21,7 +21,7 @@ const CLUSTER: [&str; 2] = ["--cluster-cidr", "10.244.0.0/16,fd00:10:244::/48"];
 
 /// E2E-032, ITP-01, DEC-03, DEC-04.
 #[test]
-fn internal_local_serves_pods_of_the_endpoints_node_only() {
+pub(crate) fn internal_local_serves_pods_of_the_endpoints_node_only() {
     with_agents(2, |cluster, agents| {
         let pods = [cluster.nodes[0].add_pod("pod-1")?, cluster.nodes[1].add_pod("pod-2")?];
         let near = Backend::on(&cluster.nodes[0], "near")?;
@@ -64,7 +64,7 @@ fn internal_local_knows_endpoints_in_the_nodes_own_network() {
     });
 }
 
-/// E2E-044 without its health-check port, E2E-035, E2E-130, ETP-02, DEC-20, DEC-22, DEC-23.
+/// E2E-044 (its health-check port: `health`), E2E-035, E2E-130, ETP-02, DEC-20, DEC-22, DEC-23.
 #[test]
 fn external_local_keeps_clients_outside_on_the_node_and_lets_pods_go_anywhere() {
     Setup::new(3).telling(&CLUSTER).run(|cluster, agents| {
@@ -131,7 +131,7 @@ fn external_local_meets_the_endpoint_of_the_node_that_was_asked() {
 
 /// DEC-25: without knowing what a pod is, everybody is outside.
 #[test]
-fn external_local_treats_pods_like_clients_outside_if_it_cannot_tell_them() {
+pub(crate) fn external_local_treats_pods_like_clients_outside_if_it_cannot_tell_them() {
     with_agents(2, |cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;

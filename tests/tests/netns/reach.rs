@@ -31,7 +31,7 @@ fn pod_reaches_a_backend_on_the_same_bridge() {
 }
 
 #[test]
-fn pod_reaches_a_backend_on_the_other_node() {
+pub(crate) fn pod_reaches_a_backend_on_the_other_node() {
     with_agents(2, |cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;
@@ -42,7 +42,7 @@ fn pod_reaches_a_backend_on_the_other_node() {
 }
 
 #[test]
-fn client_outside_reaches_a_backend_on_the_node_it_asks() {
+pub(crate) fn client_outside_reaches_a_backend_on_the_node_it_asks() {
     with_agents(2, |cluster, agents| {
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let service = Service::new("echo", 1).with(&near.pod);
@@ -52,7 +52,7 @@ fn client_outside_reaches_a_backend_on_the_node_it_asks() {
 }
 
 #[test]
-fn pods_on_different_nodes_reach_each_other_through_two_services() {
+pub(crate) fn pods_on_different_nodes_reach_each_other_through_two_services() {
     with_agents(2, |cluster, agents| {
         let one = Backend::on(&cluster.nodes[0], "one")?;
         let two = Backend::on(&cluster.nodes[1], "two")?;

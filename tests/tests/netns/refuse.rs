@@ -8,7 +8,7 @@ use crate::{
 };
 
 #[test]
-fn a_service_without_endpoints_refuses_at_once() {
+pub(crate) fn a_service_without_endpoints_refuses_at_once() {
     with_agents(2, |cluster, agents| {
         let pod = cluster.nodes[0].add_pod("client")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;

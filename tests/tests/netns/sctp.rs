@@ -55,7 +55,7 @@ fn expect_associations(client: &Machine, to: Ends, backend: &SctpBackend, seen: 
 }
 
 #[test]
-fn associations_go_through_cluster_ips_and_node_ports() {
+pub(crate) fn associations_go_through_cluster_ips_and_node_ports() {
     with_agents(2, |cluster, agents| {
         let loaded = sctp_is_loaded()?;
         let pod = cluster.nodes[0].add_pod("pod")?;

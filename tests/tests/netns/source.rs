@@ -42,7 +42,7 @@ fn a_pod_reaches_itself_and_takes_itself_for_the_node() {
 
 /// E2E-083: and itself only; towards the other backends it keeps its address.
 #[test]
-fn a_backend_reaches_all_backends_of_its_service() {
+pub(crate) fn a_backend_reaches_all_backends_of_its_service() {
     with_agents(2, |cluster, agents| {
         let node = &cluster.nodes[0];
         let own = Backend::on(node, "itself")?;
@@ -145,7 +145,7 @@ fn clients_behind_a_device_that_is_called_an_uplink_are_outside() {
 /// NAT-05. One client port, one backend, two services: both connections work at the same time, and the backend can tell
 /// them apart.
 #[test]
-fn one_client_port_uses_two_services_in_front_of_one_backend() {
+pub(crate) fn one_client_port_uses_two_services_in_front_of_one_backend() {
     with_agents(2, |cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;

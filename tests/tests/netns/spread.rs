@@ -14,7 +14,7 @@ use crate::Backend;
 const FLOWS: usize = 900;
 
 #[test]
-fn flows_from_a_pod_spread_evenly_over_local_and_remote_backends() {
+pub(crate) fn flows_from_a_pod_spread_evenly_over_local_and_remote_backends() {
     with_agents(2, |cluster, agents| {
         let client = cluster.nodes[0].add_pod("client")?;
         let backends = [

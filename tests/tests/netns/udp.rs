@@ -53,7 +53,7 @@ impl Senders {
 
 /// E2E-070, E2E-071, E2E-125, CT-05, CT-06, CT-08.
 #[test]
-fn senders_follow_when_their_backend_is_replaced() {
+pub(crate) fn senders_follow_when_their_backend_is_replaced() {
     with_agents(2, |cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let vip = Addresses::elsewhere(250);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result};
 use proxy_agent::datapath::Program;
 use proxy_common::{
-    backend::BackendId,
+    backend::{BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
     drop::DropReason,
     flow::{Direction, FlowEntry},
@@ -83,6 +83,21 @@ impl Case {
             _ => Transport::Udp,
         };
         Frame::new(source, destination, transport)
+    }
+
+    /// Retires a backend as the agent does: the record stays, no longer live.
+    pub(crate) fn retire(&mut self, index: usize) -> Result<()> {
+        let id = self.id(index);
+        self.kernel.set_backend(id, WEB, self.backends[index], BackendFlags::default(), Generation(1))
+    }
+
+    /// Sends a packet both ways: what a flow needs to be established. Returns which backend it went to.
+    pub(crate) fn establish(&mut self) -> Result<usize> {
+        let out = self.ingress(&self.first())?;
+        let index = self.chosen(&out)?;
+        self.egress(&self.frame(self.backends[index], self.client, flags::SYN | flags::ACK))?;
+        self.ingress(&self.frame(self.client, self.vip, flags::ACK))?;
+        Ok(index)
     }
 
     pub(crate) fn ingress(&mut self, frame: &Frame) -> Result<Output> {

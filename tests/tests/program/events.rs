@@ -8,9 +8,9 @@ use nix::time::{ClockId, clock_gettime};
 use proxy_agent::datapath::{ArrayTable, EventStream, PerCpuTable};
 use proxy_common::{
     drop::DropReason,
-    event::{Event, EventKind, EventKinds, Listener},
+    event::{Event, EventKind, EventKinds, Lease},
     frontend::ServiceId,
-    tables::{Events, Listeners, LostEvents, Table as _},
+    tables::{EventLease, Events, LostEvents, Table as _},
     tuple::Protocol,
 };
 use sluice_tests::{
@@ -24,8 +24,8 @@ use super::bed::{Case, WEB, for_each};
 fn listen(kernel: &Kernel, wants: EventKinds, seconds: i64) -> Result<()> {
     let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos();
     let until = i64::try_from(now)? + seconds * 1_000_000_000;
-    let listener = Listener { until: u64::try_from(until)?, wants, reserved: 0 };
-    Ok(ArrayTable::<Listeners>::open(kernel.pins())?.put(0, &listener)?)
+    let lease = Lease { until: u64::try_from(until)?, wants, reserved: 0 };
+    Ok(ArrayTable::<EventLease>::open(kernel.pins())?.put(0, &lease)?)
 }
 
 /// What has been told since the last time.
@@ -34,7 +34,8 @@ fn told(kernel: &Kernel) -> Result<Vec<Event>> {
     let mut ring = RingBuf::try_from(Map::from_map_data(map)?)?;
     let mut events = Vec::new();
     while let Some(record) = ring.next() {
-        events.push(zerocopy::FromBytes::read_from_bytes(&record).map_err(|_| anyhow::anyhow!("{record:?}"))?);
+        events
+            .push(zerocopy::FromBytes::read_from_bytes(&record).map_err(|_| anyhow::anyhow!("{record:?}"))?);
     }
     Ok(events)
 }
@@ -135,7 +136,11 @@ fn events_that_nobody_takes_are_counted_and_stop_nothing() {
         }
         let lost: u64 = PerCpuTable::<LostEvents>::open(case.kernel.pins())?.get(0)?.iter().sum();
         let heard = told(&case.kernel)?.len();
-        ensure!(heard + usize::try_from(lost)? == room + more, "{heard} heard, {lost} lost, of {}", room + more);
+        ensure!(
+            heard + usize::try_from(lost)? == room + more,
+            "{heard} heard, {lost} lost, of {}",
+            room + more
+        );
         ensure!(lost >= more as u64, "{lost} lost");
         Ok(())
     });
@@ -155,8 +160,8 @@ fn one_listens_at_a_time_and_hears_nothing_from_before() {
         ensure!(stream.hear(|event| kinds.push(event.kind))? == 0, "events were lost");
         ensure!(kinds == [EventKind::FLOW, EventKind::DROP], "{kinds:?}");
         drop(stream);
-        let lease = ArrayTable::<Listeners>::open(case.kernel.pins())?.get(0)?;
-        ensure!(lease == Some(Listener::default()), "{lease:?}");
+        let lease = ArrayTable::<EventLease>::open(case.kernel.pins())?.get(0)?;
+        ensure!(lease == Some(Lease::default()), "{lease:?}");
         drop(EventStream::open(case.kernel.pins(), BOTH)?);
         Ok(())
     });

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::{
-    backend::{BackendFlags, BackendId, Generation},
+    backend::{BackendId, Generation},
     flow::FlowState,
     frontend::ServiceId,
     time::Ticks,
@@ -16,21 +16,6 @@ use sluice_tests::{
 };
 
 use super::bed::{Case, NOTHING, WEB, for_each, opened, passed, sent};
-
-/// Retires a backend as the agent does: the record stays, no longer live.
-fn retire(case: &mut Case, index: usize) -> Result<()> {
-    let id = case.id(index);
-    case.kernel.set_backend(id, WEB, case.backends[index], BackendFlags::default(), Generation(1))
-}
-
-/// Sends a packet both ways: what a flow needs to be established.
-fn establish(case: &mut Case) -> Result<usize> {
-    let out = case.ingress(&case.first())?;
-    let index = case.chosen(&out)?;
-    case.egress(&case.frame(case.backends[index], case.client, flags::SYN | flags::ACK))?;
-    case.ingress(&case.frame(case.client, case.vip, flags::ACK))?;
-    Ok(index)
-}
 
 #[test]
 fn new_flows_spread_over_the_backends() {
@@ -88,8 +73,8 @@ fn states_follow_the_connection() {
 fn a_backend_that_goes_takes_udp_flows_along_and_leaves_tcp_connections_alone() {
     for_each(|case| {
         case.serve(2)?;
-        let index = establish(case)?;
-        retire(case, index)?;
+        let index = case.establish()?;
+        case.retire(index)?;
         // The agent's new slot run names the other backend twice; the frontend's run stays in place here.
         case.kernel.serve(WEB, case.vip, case.protocol, 11, &[case.backends[1 - index]])?;
         let next = case.frame(case.client, case.vip, flags::ACK);
@@ -106,7 +91,7 @@ fn a_backend_that_goes_takes_udp_flows_along_and_leaves_tcp_connections_alone() 
 fn a_backend_id_that_was_given_away_is_another_backend() {
     for_each(|case| {
         case.serve(1)?;
-        establish(case)?;
+        case.establish()?;
         let heir = case.backends[1];
         case.kernel.set_backend(BackendId(1), WEB, heir, SERVING, Generation(2))?;
         let next = case.frame(case.client, case.vip, flags::ACK);
@@ -123,7 +108,7 @@ fn a_handshake_begins_anew_when_its_backend_goes() {
         case.serve(1)?;
         let first = case.first();
         case.ingress(&first)?;
-        retire(case, 0)?;
+        case.retire(0)?;
         case.kernel.serve(WEB, case.vip, case.protocol, 2, &case.backends[1..])?;
         let out = case.counting(opened(&first), &[], |case| case.ingress(&first))?;
         ensure!(out == passed(&first.clone().to(case.backends[1])), "{out:02x?}");
@@ -157,7 +142,7 @@ fn a_port_is_reused_at_once_after_close_or_reset() {
         }
         let (backend, client, vip) = (case.backends[0], case.client, case.vip);
         for ending in [flags::FIN | flags::ACK, flags::RST] {
-            establish(case)?;
+            case.establish()?;
             case.ingress(&case.frame(client, vip, ending))?;
             case.egress(&case.frame(backend, client, ending))?;
             ensure!(case.flow(backend)?.head.state.is_over(), "{:?}", case.flow(backend)?);
@@ -178,7 +163,7 @@ fn a_pod_dialled_directly_from_the_port_of_a_closed_connection_is_not_translated
             return Ok(());
         }
         let (backend, client, vip) = (case.backends[0], case.client, case.vip);
-        establish(case)?;
+        case.establish()?;
         case.ingress(&case.frame(client, vip, flags::RST))?;
         for tcp_flags in [flags::SYN | flags::ACK, flags::ACK, flags::FIN | flags::ACK] {
             let direct = case.frame(backend, client, tcp_flags);
@@ -205,7 +190,7 @@ fn age(case: &mut Case, backend: std::net::SocketAddr, original: bool, reply: bo
 fn a_silent_flow_expires_without_anybody_sweeping() {
     for_each(|case| {
         case.serve(1)?;
-        establish(case)?;
+        case.establish()?;
         let backend = case.backends[0];
         age(case, backend, true, true)?;
         let late = case.frame(backend, case.client, flags::ACK);
@@ -222,7 +207,7 @@ fn a_silent_flow_expires_without_anybody_sweeping() {
 fn a_flow_that_one_side_uses_is_alive_for_both() {
     for_each(|case| {
         case.serve(1)?;
-        establish(case)?;
+        case.establish()?;
         let backend = case.backends[0];
         age(case, backend, true, false)?;
         let next = case.frame(case.client, case.vip, flags::ACK);
@@ -241,7 +226,7 @@ fn a_flow_that_one_side_uses_is_alive_for_both() {
 fn two_services_one_backend_one_client_port_do_not_mix() {
     for_each(|case| {
         case.serve(1)?;
-        establish(case)?;
+        case.establish()?;
         let backend = case.backends[0];
         let mut other = case.vip;
         other.set_port(443);

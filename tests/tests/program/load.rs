@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Events, Flows, Fragments, Frontends,
-    Listeners, LostEvents, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
+    Frontends, LostEvents, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
     SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
@@ -75,11 +75,12 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<Addresses>(),
             describe::<SourceRanges>(),
             describe::<Devices>(),
+            describe::<Pods>(),
             describe::<Fragments>(),
             describe::<ServiceDrops>(),
             describe::<Settings>(),
             describe::<Drops>(),
-            describe::<Listeners>(),
+            describe::<EventLease>(),
             describe::<Events>(),
             describe::<LostEvents>(),
         ]

@@ -56,6 +56,8 @@ pub struct Client {
     pub device_name: Option<String>,
     /// How that device was found.
     pub device_found: Option<&'static str>,
+    /// What decides whether the TCP of its pod is served at its sockets; `null` if nobody asks.
+    pub pod_reason: Option<&'static str>,
     /// Whether that device has local clients, who keep their addresses towards backends on other nodes.
     pub local_clients: Option<bool>,
 }
@@ -199,8 +201,10 @@ pub enum Outcome {
     Served,
     /// Its client is told that nobody listens.
     Refused,
-    /// It is dropped without a word; a process of the node hears that it may not.
+    /// It is dropped without a word; a process of the node hears that there is no way.
     Dropped,
+    /// It is over, and its client is told.
+    Reset,
     /// It is left as it is.
     Passed,
 }

@@ -10,6 +10,7 @@ use proxy_common::{
     device::DeviceFlags,
     drop::DropReason,
     frontend::FrontendFlags,
+    pod::{PodReason, PodReasons},
     tuple::Protocol,
 };
 
@@ -98,6 +99,7 @@ fn described(view: &View, asker: &Asker) -> Client {
         device: address.map(|_| device),
         device_name: asker.device_name.clone(),
         device_found: asker.device_found,
+        pod_reason: asker.pod.and_then(PodReasons::only).map(PodReason::as_str),
         local_clients: row.map(|row| row.flags.contains(DeviceFlags::LOCAL_CLIENTS)),
     }
 }
@@ -254,10 +256,15 @@ fn verdict(
             outcome: Outcome::Dropped,
             reason: Some(reason.as_str()),
             text: if at_socket {
-                format!("is forbidden (EPERM): {}", because(*reason))
+                format!("fails at once, as unreachable (EHOSTUNREACH): {}", because(*reason))
             } else {
                 format!("is dropped without a word: {}", because(*reason))
             },
+        },
+        Some(Decided::Reset(reason)) => Verdict {
+            outcome: Outcome::Reset,
+            reason: Some(reason.as_str()),
+            text: format!("is reset: {}", because(*reason)),
         },
         _ => Verdict {
             outcome: Outcome::Passed,
@@ -276,6 +283,7 @@ fn why_passed(view: &View, target: &Target, asker: &Asker, matched: Option<&Matc
             () if !flags.contains(SocketFlags::HOST) => {
                 "the node's own processes are not served (--socket-lb=off)"
             }
+            () if view.listens => "a process of the node listens at just this address and port",
             () if asker.socket_hooks.is_empty() => {
                 "no program for sockets is attached; `sluice status` tells which are missing"
             }
@@ -291,6 +299,10 @@ fn why_passed(view: &View, target: &Target, asker: &Asker, matched: Option<&Matc
             "no program is attached to the ingress of {device}; `sluice status` tells where they are"
         );
     }
-    if matched.is_some() { "the decision does not take it for the service's" } else { "no service's" }
-        .to_owned()
+    match matched {
+        Some(_) if view.listens => "a process of the node listens at just this address and port",
+        Some(_) => "the decision does not take it for the service's",
+        None => "no service's",
+    }
+    .to_owned()
 }

@@ -50,6 +50,8 @@ pub(super) enum Decided {
     Refused(DropReason),
     /// It is dropped.
     Dropped(DropReason),
+    /// It is over, and its client is told.
+    Reset(DropReason),
     /// It is not Sluice's.
     Passed,
 }
@@ -152,7 +154,7 @@ pub(super) fn matched(view: &View, client: &Client, target: &Target) -> Option<M
 /// What becomes of the client's wish at its socket. Every outcome that the dice allow, by the backend's address.
 pub(super) fn at_socket(view: &View, client: &Client, target: &Target, slots: u32) -> Vec<Decided> {
     let process = client.process(view, target.end, target.protocol);
-    outcomes(slots, |at| match lb::wish(&Trial::choosing(view, at, slots), &process) {
+    outcomes(slots, |at| match lb::wish(&Trial::choosing(view, at, slots), view, &process) {
         Wish::Granted => Decided::Passed,
         Wish::Instead(end) => Decided::Backend(socket(end), false),
         Wish::Refused(reason) => Decided::Refused(reason),
@@ -172,11 +174,12 @@ pub(super) fn at_ingress(view: &View, client: &Client, target: &Target, slots: u
         _ => TcpFlags::SYN,
     };
     let packet = Packet { key, flags, length: 0, device: client.device };
-    outcomes(slots, |at| match lb::ingress(&Trial::choosing(view, at, slots), &packet) {
+    outcomes(slots, |at| match lb::ingress(&Trial::choosing(view, at, slots), view, &packet) {
         Decision::Pass => Decided::Passed,
         Decision::Rewrite(new) => Decided::Backend(socket(new.end), new.masquerade),
         Decision::Drop(reason) => Decided::Dropped(reason),
         Decision::Refuse(reason) => Decided::Refused(reason),
+        Decision::Reset(reason) => Decided::Reset(reason),
     })
 }
 

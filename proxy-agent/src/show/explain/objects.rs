@@ -9,7 +9,7 @@ use proxy_model::{
 };
 
 use super::{Candidate, Explanation, ObjectArgs, ObjectVerdict, Target, decide::end};
-use crate::{cli::node_name, show::ShowError, watch};
+use crate::{config::node_name, metrics::ApiMetrics, show::ShowError, watch};
 
 /// How long the objects may take to come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ pub(super) fn consult(
         return Ok(());
     }
     let hostname = nix::unistd::gethostname().unwrap_or_default();
-    let node = node_name(args.hostname_override.as_deref(), &hostname.to_string_lossy());
+    let node = node_name(args.hostname_override.as_deref().unwrap_or_default(), &hostname.to_string_lossy());
     let model = list(args, &node.ok_or(ObjectsError::NoName)?)?;
     tell(&model, target, explanation);
     Ok(())
@@ -58,8 +58,10 @@ fn list(args: &ObjectArgs, node: &str) -> Result<Model, ObjectsError> {
         let changes = match &args.manifests {
             Some(dir) => watch::manifests(dir)?.boxed(),
             None => {
-                let client = watch::client(args.kubeconfig.as_deref()).await?;
-                watch::kubernetes(client, node).boxed()
+                let api = watch::ApiOptions { kubeconfig: args.kubeconfig.clone(), ..Default::default() };
+                let metrics = ApiMetrics::default();
+                let client = watch::client(&api, &metrics).await?;
+                watch::kubernetes(client, node, &metrics).boxed()
             }
         };
         let model = Model::new(Options::on_node(node), Restored::default());
@@ -78,6 +80,8 @@ async fn take_lists(mut model: Model, mut changes: impl Stream<Item = Change> + 
             Change::Service(event) => (0, matches!(event, Event::Replace(_))),
             Change::EndpointSlice(event) => (1, matches!(event, Event::Replace(_))),
             Change::Node(event) => (2, matches!(event, Event::Replace(_))),
+            // They have no part in what a Service's endpoints are.
+            Change::Pod(_) | Change::PodCgroup(_) => continue,
         };
         listed[kind] |= is_list;
         // What is wrong stays known to the model.

@@ -39,7 +39,7 @@ impl Show for Explanation {
         let tone = match self.verdict.outcome {
             Outcome::Served => Tone::Good,
             Outcome::Passed => Tone::Warning,
-            Outcome::Refused | Outcome::Dropped => Tone::Bad,
+            Outcome::Refused | Outcome::Dropped | Outcome::Reset => Tone::Bad,
         };
         line("verdict", self.verdict.text.clone(), Some(tone));
         if !self.backends.is_empty() {
@@ -95,9 +95,14 @@ impl Explanation {
             None => hook.program.to_owned(),
         };
         let hooks: Vec<_> = self.hooks.iter().map(hook).collect();
+        let pod = match self.client.pod_reason {
+            Some("unknown") => "; the client's pod is not known (--pod)".to_owned(),
+            Some(reason) => format!("; the client's pod is {reason}"),
+            None => String::new(),
+        };
         match self.path {
-            Path::Socket => format!("when its socket connects or sends, by {}", hooks.join(", ")),
-            Path::Tc => format!("as its packets enter the node, by {}", hooks.join(", ")),
+            Path::Socket => format!("when its socket connects or sends, by {}{pod}", hooks.join(", ")),
+            Path::Tc => format!("as its packets enter the node, by {}{pod}", hooks.join(", ")),
             Path::None => "nowhere".to_owned(),
         }
     }

@@ -2,13 +2,20 @@
 
 use std::net::IpAddr;
 
-use proxy_common::{addresses::AddressFlags, config::SocketFlags, device::DeviceFlags, tuple::Protocol};
+use proxy_common::{
+    addresses::AddressFlags,
+    config::SocketFlags,
+    device::DeviceFlags,
+    pod::{PodReason, PodReasons},
+    tables::Pods,
+    tuple::Protocol,
+};
 
 use super::{AttachedHook, Candidate, ExplainArgs, Source, decide::Client, view::View};
 use crate::{
-    datapath::{PinnedHook, Pins, Program, SocketProgram, pinned_hooks, pinned_socket_hooks},
+    datapath::{HashTable, PinnedHook, Pins, Program, SocketHook, SocketProgram, pinned_hooks, socket_hooks},
     devices::{Ifindex, Inventory, Way, way_to, ways_to},
-    show::ShowError,
+    show::{ShowError, status::pod_name},
 };
 
 /// Why the client's place is not known.
@@ -20,6 +27,11 @@ pub enum SourceError {
     /// A process of the node sends through no device that matters.
     #[error("--device says nothing about a process of the node (--from host)")]
     HostHasNone,
+    /// No such pod.
+    #[error(
+        "--pod {0}: no such pod is known here; `sluice status -o json` lists those that are (sockets.pods.known)"
+    )]
+    NoPod(String),
     /// No route leads there.
     #[error("no route leads to {0}, so its packets may come by any device: name it with --device")]
     NoRoute(IpAddr),
@@ -30,6 +42,8 @@ pub enum SourceError {
 pub(super) struct Asker {
     /// As the tables know it.
     pub(super) client: Client,
+    /// What decides whether its pod is served at its sockets; `None` if nobody asks.
+    pub(super) pod: Option<PodReasons>,
     /// The name of its device.
     pub(super) device_name: Option<String>,
     /// How that was found.
@@ -75,18 +89,21 @@ pub(super) fn find(
             }
         },
     };
-    let flags = view.settings.sockets.flags;
     let is_local =
         view.devices.get(&device.0).is_some_and(|row| row.flags.contains(DeviceFlags::LOCAL_CLIENTS));
-    let at_socket = flags.contains(SocketFlags::PODS) && is_local && protocol == Protocol::TCP;
+    let served = view.settings.sockets.pods;
+    let pod = (served != PodReasons::NONE && is_local && protocol == Protocol::TCP)
+        .then(|| view.pod.unwrap_or(PodReasons::of(PodReason::Unknown)));
+    let at_socket = pod.is_some_and(|reason| served.intersects(reason));
     let ingress = hooks
         .iter()
         .find(|hook| hook.device == device && matches!(hook.program, Program::Ingress | Program::IngressL3));
     Ok(Asker {
         client: Client { address: Some(ip), port, device: device.0, at_socket },
+        pod,
         device_name: all.device(device).map(|device| device.name.clone()),
         device_found: Some(found),
-        socket_hooks: if at_socket { socket_hooks(protocol, args.to.end.ip(), pins) } else { Vec::new() },
+        socket_hooks: if at_socket { met_hooks(protocol, args.to.end.ip(), pins) } else { Vec::new() },
         ingress: ingress.map(|hook| AttachedHook { program: hook.program.name(), id: hook.program_id }),
     })
 }
@@ -102,24 +119,40 @@ fn host(view: &View, protocol: Protocol, to: IpAddr, pins: &Pins) -> Asker {
     let is_served = view.settings.sockets.flags.contains(SocketFlags::HOST) && protocol != Protocol::SCTP;
     Asker {
         client: Client { address: None, port: None, device: 0, at_socket: true },
+        pod: None,
         device_name: None,
         device_found: None,
-        socket_hooks: if is_served { socket_hooks(protocol, to, pins) } else { Vec::new() },
+        socket_hooks: if is_served { met_hooks(protocol, to, pins) } else { Vec::new() },
         ingress: None,
     }
 }
 
 /// The programs that a socket of that protocol meets on its way to an address: when it connects, or sends.
-fn socket_hooks(protocol: Protocol, to: IpAddr, pins: &Pins) -> Vec<AttachedHook> {
+fn met_hooks(protocol: Protocol, to: IpAddr, pins: &Pins) -> Vec<AttachedHook> {
     let met: &[SocketProgram] = match (protocol, to.is_ipv4()) {
         (Protocol::UDP, true) => &[SocketProgram::Connect4, SocketProgram::Sendmsg4],
         (Protocol::UDP, false) => &[SocketProgram::Connect6, SocketProgram::Sendmsg6],
         (_, true) => &[SocketProgram::Connect4],
         (_, false) => &[SocketProgram::Connect6],
     };
-    let pinned = pinned_socket_hooks(pins);
-    let attached = pinned.iter().filter(|hook| met.contains(&hook.program));
-    attached.map(|hook| AttachedHook { program: hook.program.name(), id: hook.program_id }).collect()
+    let attached = socket_hooks(pins).into_iter().filter_map(|(hook, found)| match found {
+        SocketHook::Attached { program, .. } if met.contains(&hook) => {
+            Some(AttachedHook { program: hook.name(), id: Some(program) })
+        }
+        _ => None,
+    });
+    attached.collect()
+}
+
+/// What decides about a pod, by its namespace and name.
+pub(super) fn reason_of(name: &str, pins: &Pins) -> Result<PodReasons, ShowError> {
+    for entry in HashTable::<Pods>::open(pins)?.entries() {
+        let (_, pod) = entry?;
+        if pod_name(&pod) == name {
+            return Ok(pod.reason);
+        }
+    }
+    Err(SourceError::NoPod(name.to_owned()).into())
 }
 
 /// Tells the node's address towards the backends that see it: that of the device which packets to them leave by.

@@ -7,10 +7,11 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendFlags, BackendId, Generation},
-    config::{Network, NodeSettings, SocketFlags, SocketSettings},
+    config::{Network, NodeSettings, SocketSettings},
     device::{Device, DeviceFlags},
     filter::{AddressRoles, FilterPosition},
     frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRun},
+    pod::{Levels, PodReason, PodReasons},
     ranges::SourceRange,
     time::Ticks,
     tuple::Protocol,
@@ -105,6 +106,7 @@ impl Scene {
             client: Client { address: Some(ip(client)), port: None, device, at_socket: false },
             device_name: Some(if device == PODS { "veth5" } else { "eth0" }.to_owned()),
             device_found: Some("given"),
+            pod: None,
             socket_hooks: Vec::new(),
             ingress: Some(ingress),
         };
@@ -170,24 +172,45 @@ fn a_frontend_that_the_filter_does_not_know_is_passed_by() {
 
 #[test]
 fn pods_whose_sockets_are_served_are_answered_there_unless_packets_must_decide() {
-    let at_socket = |flags: FrontendFlags| {
+    let at_socket = |flags: FrontendFlags, reason| {
         let mut scene = Scene::new(flags);
-        let served = SocketFlags::HOST.with(SocketFlags::PODS);
-        scene.view.settings.sockets = SocketSettings { flags: served, ..SocketSettings::OFF };
+        scene.view.settings.sockets =
+            SocketSettings { pods: PodReasons::KNOWN, levels: Levels::new([3]), ..SocketSettings::OFF };
+        scene.view.pod = Some(PodReasons::of(reason));
         let hook = |program| AttachedHook { program, id: None };
         let asker = Asker {
             client: Client { address: Some(ip("10.244.1.9")), port: None, device: PODS, at_socket: true },
             device_name: None,
             device_found: None,
+            pod: scene.view.pod,
             socket_hooks: vec![hook("sluice_connect4")],
             ingress: Some(hook("sluice_ingress")),
         };
         scene.ask(&asker, VIP)
     };
-    let explanation = at_socket(FrontendFlags::default());
-    assert_eq!((explanation.path, possible(&explanation).len()), (Path::Socket, 2));
-    let explanation = at_socket(FrontendFlags::MASQUERADE);
-    assert_eq!((explanation.path, possible(&explanation).len()), (Path::Tc, 2));
+    for (flags, reason, path) in [
+        (FrontendFlags::default(), PodReason::Eligible, Path::Socket),
+        (FrontendFlags::default(), PodReason::ServiceMesh, Path::Tc),
+        (FrontendFlags::MASQUERADE, PodReason::Eligible, Path::Tc),
+    ] {
+        let explanation = at_socket(flags, reason);
+        assert_eq!((explanation.path, possible(&explanation).len()), (path, 2), "{flags:?} {reason:?}");
+        let text = explanation.table(Paint::Plain);
+        assert!(text.contains(&format!("; the client's pod is {}", reason.as_str())), "{text}");
+    }
+}
+
+#[test]
+fn a_process_bound_to_a_clusterip_of_the_node_comes_first() {
+    let mut scene = Scene::new(FrontendFlags::default());
+    let both = AddressFlags::CLUSTER_IP.with(AddressFlags::NODE);
+    scene.view.addresses.insert(end(VIP.parse().unwrap()).address, both);
+    let served = scene.explain("10.244.1.9", PODS, VIP);
+    assert_eq!(served.verdict.outcome, Outcome::Served);
+    scene.view.listens = true;
+    let passed = scene.explain("10.244.1.9", PODS, VIP);
+    assert_eq!(passed.verdict.outcome, Outcome::Passed);
+    assert!(passed.verdict.text.contains("a process of the node listens"), "{passed:#?}");
 }
 
 #[test]

@@ -18,11 +18,12 @@ use proxy_common::{
     filter::{AddressRoles, FilterLine, FilterPosition},
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{FlowRef, Insert, InsertError, Sockets, Tables, Translation},
+    lb::{FlowRef, Insert, InsertError, Listeners, Sockets, Tables, Translation},
+    pod::PodReasons,
     ranges::SourceRange,
     socket::{SocketEntry, SocketKey},
     time::Ticks,
-    tuple::{FlowKey, Hook},
+    tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
 /// The tables.
@@ -39,6 +40,10 @@ pub(super) struct View {
     pub(super) filter: HashMap<u32, FilterLine>,
     pub(super) flows: HashMap<FlowKey, FlowEntry>,
     pub(super) affinities: HashMap<AffinityKey, Affinity>,
+    /// What is known of the client's pod; `None` if nothing is.
+    pub(super) pod: Option<PodReasons>,
+    /// Whether a process of the node is bound to just the destination.
+    pub(super) listens: bool,
 }
 
 /// The bits in front of the address in a source range.
@@ -59,6 +64,8 @@ impl View {
             filter: HashMap::new(),
             flows: HashMap::new(),
             affinities: HashMap::new(),
+            pod: None,
+            listens: false,
         }
     }
 
@@ -254,4 +261,15 @@ impl Sockets for Trial<'_> {
     }
 
     fn set_socket(&self, _: &SocketKey, _: &SocketEntry) {}
+
+    fn pod(&self, _: u8) -> Option<PodReasons> {
+        self.view.pod
+    }
+}
+
+/// The sockets of the node, as far as the one destination is concerned.
+impl Listeners for View {
+    fn listens(&self, _: &Endpoint, _: Protocol) -> bool {
+        self.listens
+    }
 }

@@ -73,6 +73,7 @@ fn line(row: &EventRow) -> Line<7> {
         Happening::Dropped => ("dropped", Tone::Bad),
         Happening::Refused => ("refused", Tone::Warning),
         Happening::Forbidden => ("forbidden", Tone::Bad),
+        Happening::Reset => ("reset", Tone::Warning),
     };
     let client = match (row.client, row.process) {
         (Some(client), _) => client.to_string(),

@@ -143,6 +143,7 @@ fn happening(kind: EventKind, reason: Option<DropReason>) -> Happening {
     match reason {
         None => Happening::Begun,
         Some(DropReason::NoBackend | DropReason::UnknownPort) => Happening::Refused,
+        Some(DropReason::BackendGone) => Happening::Reset,
         Some(_) if is_packet(kind) => Happening::Dropped,
         Some(_) => Happening::Forbidden,
     }
@@ -166,6 +167,7 @@ mod tests {
             (EventKind::CHOICE, None, Happening::Begun),
             (EventKind::DROP, refused, Happening::Refused),
             (EventKind::DROP, silent, Happening::Dropped),
+            (EventKind::DROP, Some(DropReason::BackendGone), Happening::Reset),
             (EventKind::REFUSAL, refused, Happening::Refused),
             (EventKind::REFUSAL, silent, Happening::Forbidden),
         ] {

@@ -36,7 +36,12 @@ pub(super) fn chains() -> Result<Vec<Chain>, String> {
 }
 
 fn list() -> io::Result<Vec<Chain>> {
-    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
     // Header: length, type, flags, sequence, port. Then family (any), version, resource.
     let mut request = Vec::with_capacity(HEADER + GENERIC);
     request.extend(u32::try_from(HEADER + GENERIC).unwrap_or_default().to_ne_bytes());
@@ -142,13 +147,20 @@ mod tests {
 
     #[test]
     fn chains_are_read_from_the_kernels_messages() {
-        let body = [vec![2, 0, 0, 0], attribute(CHAIN_TABLE, "nat"), attribute(CHAIN_NAME, "KUBE-SERVICES")].concat();
-        let other = [vec![10, 0, 0, 0], attribute(CHAIN_TABLE, "kube-proxy"), attribute(CHAIN_NAME, "services")].concat();
+        let body = [vec![2, 0, 0, 0], attribute(CHAIN_TABLE, "nat"), attribute(CHAIN_NAME, "KUBE-SERVICES")]
+            .concat();
+        let other =
+            [vec![10, 0, 0, 0], attribute(CHAIN_TABLE, "kube-proxy"), attribute(CHAIN_NAME, "services")]
+                .concat();
         let mut chains = Vec::new();
         let datagram = [message(GET_CHAIN, &body), message(GET_CHAIN, &other)].concat();
         assert!(take_in(&datagram, &mut chains).unwrap());
         assert!(!take_in(&message(DONE, &[0; 4]), &mut chains).unwrap());
-        let chain = |family, table: &str, name: &str| Chain { family, table: table.to_owned(), name: name.to_owned() };
+        let chain = |family, table: &str, name: &str| Chain {
+            family,
+            table: table.to_owned(),
+            name: name.to_owned(),
+        };
         assert_eq!(chains, [chain("ip", "nat", "KUBE-SERVICES"), chain("ip6", "kube-proxy", "services")]);
         let refused = take_in(&message(ERROR, &(-1i32).to_ne_bytes()), &mut chains).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(1));

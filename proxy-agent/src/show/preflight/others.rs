@@ -16,7 +16,7 @@ pub(super) fn checks() -> Vec<Check> {
         kube_proxy(&processes()),
         rules(&netfilter::chains(), &fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default()),
         own,
-        bpf_proxies(&program_names()),
+        bpf_proxies(&program_names().map_err(|error| crate::report(&error))),
     ]
 }
 
@@ -51,7 +51,11 @@ fn rules(chains: &Result<Vec<netfilter::Chain>, String>, legacy: &str) -> Check 
         Ok(chains) => chains,
         Err(error) => {
             let found = format!("cannot list them: {error}");
-            return Check::warning(NAME, found, "look for chains that begin with KUBE-, and for tables kube-proxy");
+            return Check::warning(
+                NAME,
+                found,
+                "look for chains that begin with KUBE-, and for tables kube-proxy",
+            );
         }
     };
     let mut found = BTreeSet::new();
@@ -59,7 +63,10 @@ fn rules(chains: &Result<Vec<netfilter::Chain>, String>, legacy: &str) -> Check 
         if chain.table == "kube-proxy" {
             found.insert(format!("table {} kube-proxy (nftables mode)", chain.family));
         } else if chain.name == "KUBE-SERVICES" || chain.name == "KUBE-NODEPORTS" {
-            found.insert(format!("chain {} in table {} {} (iptables mode)", chain.name, chain.family, chain.table));
+            found.insert(format!(
+                "chain {} in table {} {} (iptables mode)",
+                chain.name, chain.family, chain.table
+            ));
         }
     }
     if !found.is_empty() {
@@ -83,11 +90,14 @@ fn rules(chains: &Result<Vec<netfilter::Chain>, String>, legacy: &str) -> Check 
 /// Services of IPVS, by the kernel's own list: one line each after three of heading.
 fn ipvs(list: &str) -> Check {
     const NAME: &str = "ipvs";
-    let services = list.lines().filter(|line| ["TCP", "UDP", "SCTP"].iter().any(|kind| line.starts_with(kind))).count();
+    let services =
+        list.lines().filter(|line| ["TCP", "UDP", "SCTP"].iter().any(|kind| line.starts_with(kind))).count();
     if services > 0 {
         Check::warning(
             NAME,
-            format!("{services} services; kube-proxy in IPVS mode leaves them behind, with a device kube-ipvs0"),
+            format!(
+                "{services} services; kube-proxy in IPVS mode leaves them behind, with a device kube-ipvs0"
+            ),
             "stop kube-proxy and run `kube-proxy --cleanup`",
         )
     } else {
@@ -95,14 +105,23 @@ fn ipvs(list: &str) -> Check {
     }
 }
 
-fn bpf_proxies(names: &BTreeSet<String>) -> Check {
+fn bpf_proxies(names: &Result<BTreeSet<String>, String>) -> Check {
     const NAME: &str = "other BPF proxies";
-    let owner = |name: &String| PROGRAMS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, owner)| *owner);
+    let names = match names {
+        Ok(names) => names,
+        Err(error) => {
+            let found = format!("cannot list the programs in the kernel: {error}");
+            return Check::warning(NAME, found, "run it as root of the host: that takes CAP_SYS_ADMIN");
+        }
+    };
+    let owner =
+        |name: &String| PROGRAMS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, owner)| *owner);
     let owners: BTreeSet<_> = names.iter().filter_map(owner).collect();
     if owners.is_empty() {
         return Check::ok(NAME, format!("none among {} programs in the kernel", names.len()));
     }
-    let programs: Vec<_> = names.iter().filter(|name| owner(name).is_some()).take(4).map(String::as_str).collect();
+    let programs: Vec<_> =
+        names.iter().filter(|name| owner(name).is_some()).take(4).map(String::as_str).collect();
     let owners: Vec<_> = owners.into_iter().collect();
     Check::warning(
         NAME,
@@ -126,7 +145,10 @@ mod tests {
         assert_eq!(rules(&nothing, "filter\n").status, Status::Ok);
         let iptables = Ok(vec![chain("ip", "nat", "KUBE-SERVICES")]);
         let check = rules(&iptables, "");
-        assert!(check.status == Status::Warning && check.found.contains("KUBE-SERVICES in table ip nat"), "{check:?}");
+        assert!(
+            check.status == Status::Warning && check.found.contains("KUBE-SERVICES in table ip nat"),
+            "{check:?}"
+        );
         let nftables = Ok(vec![chain("ip6", "kube-proxy", "services")]);
         assert!(rules(&nftables, "").found.contains("table ip6 kube-proxy"));
         assert!(rules(&nothing, "nat\n").found.contains("legacy"));
@@ -142,9 +164,10 @@ mod tests {
 
     #[test]
     fn others_programs_are_known_by_their_names() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let names = |names: &[&str]| Ok(names.iter().map(|name| (*name).to_owned()).collect());
         assert_eq!(bpf_proxies(&names(&["sluice_ingress", "sd_fw_egress"])).status, Status::Ok);
         let check = bpf_proxies(&names(&["cil_from_contai", "sluice_ingress"]));
         assert!(check.status == Status::Warning && check.found.contains("Cilium"), "{check:?}");
+        assert_eq!(bpf_proxies(&Err("not permitted".to_owned())).status, Status::Warning);
     }
 }

@@ -61,7 +61,9 @@ fn bpf_file_system(dir: &Path) -> Check {
             format!("{shown} is on no BPF file system"),
             "mount -t bpf bpf /sys/fs/bpf, or name another with --bpffs",
         ),
-        Err(error) => Check::failed("bpffs", format!("{shown}: {error}"), "name a BPF file system with --bpffs"),
+        Err(error) => {
+            Check::failed("bpffs", format!("{shown}: {error}"), "name a BPF file system with --bpffs")
+        }
     }
 }
 
@@ -75,7 +77,10 @@ fn cgroup2(given: Option<&Path>) -> Check {
         Ok(dir) if cgroup::is_root(&dir) => Check::ok("cgroup2", format!("{} is the root", dir.display())),
         Ok(dir) => Check::warning(
             "cgroup2",
-            format!("{} is not the root: processes outside it are not served at their sockets", dir.display()),
+            format!(
+                "{} is not the root: processes outside it are not served at their sockets",
+                dir.display()
+            ),
             "in a container, mount the host's cgroup2 and name it with --cgroup",
         ),
         Err(error) => Check::warning(
@@ -89,13 +94,20 @@ fn cgroup2(given: Option<&Path>) -> Check {
 fn kernel_features(all: &[Feature]) -> Check {
     const NAME: &str = "features";
     let named = |wanted: fn(&Feature) -> bool| -> Vec<String> {
-        all.iter().filter(|feature| wanted(feature)).map(|feature| format!("{} {}", feature.kind, feature.name)).collect()
+        all.iter()
+            .filter(|feature| wanted(feature))
+            .map(|feature| format!("{} {}", feature.kind, feature.name))
+            .collect()
     };
     let missing = named(|feature| feature.supported == Ok(false));
     let unknown = named(|feature| feature.supported.is_err());
     if !missing.is_empty() {
         let found = format!("this kernel lacks {}", missing.join(", "));
-        return Check::failed(NAME, found, "run a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_ACT");
+        return Check::failed(
+            NAME,
+            found,
+            "run a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_ACT",
+        );
     }
     if !unknown.is_empty() {
         let found = format!("cannot tell whether this kernel has {}", unknown.join(", "));
@@ -123,7 +135,11 @@ fn programs() -> Check {
         let found = crate::report(error);
         // The verifier's log is long; its first line says where it ended.
         let found = found.lines().next().unwrap_or_default().to_owned();
-        Check::failed(NAME, found, "report it with the kernel's version; `sluice run` logs the verifier's reasons")
+        Check::failed(
+            NAME,
+            found,
+            "report it with the kernel's version; `sluice run` logs the verifier's reasons",
+        )
     };
     let verified = match verify() {
         Ok(verified) => verified,
@@ -132,7 +148,9 @@ fn programs() -> Check {
     if let Some(error) = verified.iter().find_map(|program| program.walked.as_ref().err()) {
         return refused(error);
     }
-    let largest = verified.iter().filter_map(|Verified { program, walked }| Some(((*walked.as_ref().ok()?)?, *program)));
+    let largest = verified
+        .iter()
+        .filter_map(|Verified { program, walked }| Some(((*walked.as_ref().ok()?)?, *program)));
     let count = verified.len();
     match largest.max() {
         None => Check::ok(NAME, format!("all {count} load")),
@@ -168,11 +186,16 @@ fn source_ports() -> Check {
     let sockets = match PortRange::of_sockets() {
         Ok(range) => range,
         Err(error) => {
-            return Check::warning(NAME, format!("cannot read net.ipv4.ip_local_port_range: {error}"), "mount /proc");
+            return Check::warning(
+                NAME,
+                format!("cannot read net.ipv4.ip_local_port_range: {error}"),
+                "mount /proc",
+            );
         }
     };
     let left = SourcePorts::outside([sockets.ends(), PortRange::NODE_PORTS.ends()]).len();
-    let found = format!("{left} are left beside sockets ({sockets}) and NodePorts ({})", PortRange::NODE_PORTS);
+    let found =
+        format!("{left} are left beside sockets ({sockets}) and NodePorts ({})", PortRange::NODE_PORTS);
     if left < 1024 {
         Check::warning(
             NAME,

@@ -18,11 +18,12 @@ impl Show for Preflight {
                 text += &format!("{:9}{:width$}  -> {remedy}\n", "", "");
             }
         }
-        let (verdict, tone) = match (self.ready, self.checks.iter().any(|check| check.status == Status::Warning)) {
-            (true, false) => ("yes: Sluice can run here", Tone::Good),
-            (true, true) => ("yes, with the warnings above: Sluice can run here", Tone::Warning),
-            (false, _) => ("no: Sluice cannot run here", Tone::Bad),
-        };
+        let (verdict, tone) =
+            match (self.ready, self.checks.iter().any(|check| check.status == Status::Warning)) {
+                (true, false) => ("yes: Sluice can run here", Tone::Good),
+                (true, true) => ("yes, with the warnings above: Sluice can run here", Tone::Warning),
+                (false, _) => ("no: Sluice cannot run here", Tone::Bad),
+            };
         text + "\n" + &paint.text(verdict, tone)
     }
 }
@@ -49,6 +50,9 @@ FAILED   bpffs    none
 no: Sluice cannot run here";
         assert_eq!(Preflight::new(checks.clone()).table(Paint::Plain), expected);
         let yes = Preflight::new(checks[..2].to_vec());
-        assert!(yes.ready && yes.table(Paint::Plain).ends_with("yes, with the warnings above: Sluice can run here"));
+        assert!(
+            yes.ready
+                && yes.table(Paint::Plain).ends_with("yes, with the warnings above: Sluice can run here")
+        );
     }
 }

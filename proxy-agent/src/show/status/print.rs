@@ -25,6 +25,7 @@ impl Show for Status {
             self.device_table(paint),
             self.bare_table(paint),
             self.socket_table(paint),
+            self.missing_table(paint),
             self.fill_table(paint),
         ];
         for section in sections.into_iter().flatten() {
@@ -74,7 +75,16 @@ impl Status {
         let mut table = grid(["SOCKET HOOK", "PROGRAM"], paint);
         right(&mut table, [1]);
         for row in &self.sockets.hooks {
-            table.add_row([row.name.to_owned(), or_dash(row.program)]);
+            let elsewhere = row.other_cgroup.as_ref().map(|cgroup| format!(" (cgroup {cgroup})"));
+            table.add_row([row.name.to_owned() + &elsewhere.unwrap_or_default(), row.program.to_string()]);
+        }
+        (!table.is_empty()).then_some(table)
+    }
+
+    fn missing_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["SOCKET HOOK NOT ATTACHED", "REASON"], paint);
+        for row in &self.sockets.missing {
+            table.add_row([row.name, row.reason.as_str()]);
         }
         (!table.is_empty()).then_some(table)
     }
@@ -130,6 +140,9 @@ pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
         DropReason::UnknownPort => "the Service has no such port or protocol; clients are told",
         DropReason::NoSourcePort => "no free port to rewrite the source to",
         DropReason::NoSourceAddress => "the device to leave by has no address to rewrite the source to",
+        DropReason::BackendGone => {
+            "the endpoint of a connection is gone, and the Service wants clients told (TCP RST)"
+        }
         DropReason::OrphanFragment => "a fragment came before the first of its datagram",
     }
 }
@@ -137,7 +150,7 @@ pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::show::{BareDevice, SocketStatus, TableRow};
+    use crate::show::{BareDevice, MissingHook, SocketStatus, TableRow};
 
     #[test]
     fn people_see_what_is_there_and_why_packets_were_dropped() {
@@ -151,11 +164,14 @@ mod tests {
         let pod =
             DeviceRow { class: Some("local-clients"), pod_traffic: true, ..DeviceRow::new(7, None, None) };
         let status = Status {
-            pins: "/sys/fs/bpf/sluice/v3".to_owned(),
+            pins: "/sys/fs/bpf/sluice/v4".to_owned(),
             other_layouts: Vec::new(),
             devices: vec![uplink, pod],
             not_attached: vec![BareDevice { index: 1, name: "lo".to_owned(), reason: "loopback" }],
-            sockets: SocketStatus::example(),
+            sockets: SocketStatus {
+                missing: vec![MissingHook { name: "sluice_connect4", reason: "no pin".to_owned() }],
+                ..SocketStatus::example()
+            },
             tables: vec![TableRow { name: "FLOWS", used: 6, capacity: 524_288 }],
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
@@ -163,11 +179,12 @@ mod tests {
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
         };
         let expected = "\
-pins     /sys/fs/bpf/sluice/v3
+pins     /sys/fs/bpf/sluice/v4
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
-sockets  host-only: the node's own processes are served when they connect or send; everybody else by packets; NodePorts are at loopback too
+sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached
+pods     0 by sockets; 0 by packets; others by packets
 
 DROPPED     PACKETS  BECAUSE
 no_backend       12  the service has no endpoint that is ready; clients are told
@@ -188,6 +205,9 @@ sluice_connect4            9
 sluice_connect6            9
 sluice_sendmsg4            9
 sluice_sendmsg6            9
+
+SOCKET HOOK NOT ATTACHED  REASON
+sluice_connect4           no pin
 
 TABLE  USED  CAPACITY
 FLOWS     6    524288";

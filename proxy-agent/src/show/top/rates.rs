@@ -170,11 +170,7 @@ pub(super) fn short_number(number: f64) -> String {
         n if n >= 999.5 => (n / 1e3, "k"),
         n => (n, ""),
     };
-    if scaled >= 99.5 || scaled == 0.0 {
-        format!("{scaled:.0}{unit}")
-    } else {
-        format!("{scaled:.1}{unit}")
-    }
+    if scaled >= 99.5 || scaled == 0.0 { format!("{scaled:.0}{unit}") } else { format!("{scaled:.1}{unit}") }
 }
 
 impl Show for Rates {
@@ -217,13 +213,20 @@ pub(super) mod tests {
     fn rates_are_what_was_counted_in_the_time() {
         let counters = |packets, bytes| ServiceCounters { packets, bytes, ..ServiceCounters::default() };
         let table = |rows: &[(u32, &str, ServiceCounters)]| -> HashMap<_, _> {
-            rows.iter().map(|(id, name, counters)| (ServiceId(*id), ((*name).to_owned(), *counters))).collect()
+            rows.iter()
+                .map(|(id, name, counters)| (ServiceId(*id), ((*name).to_owned(), *counters)))
+                .collect()
         };
-        let before = table(&[(1, "a", counters(100, 1000)), (2, "old", counters(500, 0)), (3, "gone", counters(1, 1))]);
+        let before = table(&[
+            (1, "a", counters(100, 1000)),
+            (2, "old", counters(500, 0)),
+            (3, "gone", counters(1, 1)),
+        ]);
         let after = table(&[(1, "a", counters(300, 5000)), (2, "new", counters(8, 0))]);
         let mut rates = rates(&before, &after, Duration::from_secs(4));
         rates.sort(Column::Service, false);
-        let found: Vec<_> = rates.services.iter().map(|row| (row.service.as_str(), row.packets, row.bits)).collect();
+        let found: Vec<_> =
+            rates.services.iter().map(|row| (row.service.as_str(), row.packets, row.bits)).collect();
         assert_eq!(found, [("a", 50.0, 8000.0), ("new", 2.0, 0.0)]);
     }
 
@@ -260,7 +263,8 @@ pub(super) mod tests {
 
     #[test]
     fn text_is_for_those_without_a_terminal() {
-        let mut rates = example(&[("default/web:http/TCP/IPv4", 12.0), ("kube-system/dns:dns/UDP/IPv6", 3000.0)]);
+        let mut rates =
+            example(&[("default/web:http/TCP/IPv4", 12.0), ("kube-system/dns:dns/UDP/IPv6", 3000.0)]);
         rates.sort(Column::Flows, false);
         let expected = "\
 SERVICE                       NEW FLOWS/S  PACKETS/S  REPLIES/S  BIT/S  REPLY BIT/S  DROPS/S

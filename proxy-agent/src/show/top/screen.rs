@@ -23,7 +23,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &mut App) {
     });
     let heading = Column::ALL.map(|column| {
         let (text, is_chosen) = app.heading(column);
-        let style = if is_chosen { Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD) } else { Modifier::BOLD.into() };
+        let style = if is_chosen {
+            Style::new().fg(Color::Cyan).add_modifier(Modifier::BOLD)
+        } else {
+            Modifier::BOLD.into()
+        };
         Cell::new(aligned(text, column)).style(style)
     });
     let table = Table::new(rows.iter().map(row), widths)

@@ -6,17 +6,43 @@ use std::{
     time::Duration,
 };
 
-use hyper::header::{HeaderValue, USER_AGENT};
+use hyper::{
+    Request, Response, Uri,
+    body::Incoming,
+    header::{HeaderValue, USER_AGENT},
+};
 use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    client::legacy::{
+        Client as HttpClient,
+        connect::{Connect, HttpConnector},
+    },
     rt::TokioExecutor,
 };
 use kube::{
     Client, Config,
-    client::{Body, ConfigExt},
+    client::{Body, ConfigExt, middleware::BaseUriLayer},
     config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, Layer as _, Service, ServiceBuilder, service_fn};
+use tracing::{info, warn};
+
+use super::{
+    limit::{Limit, RequestLimit},
+    servers::Servers,
+};
+use crate::metrics::ApiMetrics;
+
+/// How the API is reached.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ApiOptions {
+    /// Where that and credentials are written; without it, the pod's service account says so.
+    pub kubeconfig: Option<PathBuf>,
+    /// Servers to ask instead of the one that is written there, in this order. The certificates of all are compared with the
+    /// same authority, and with the name by which they are asked unless `tls-server-name` is another one.
+    pub servers: Vec<Uri>,
+    /// How often they may be asked.
+    pub limit: Option<RequestLimit>,
+}
 
 /// Why there is no client for the API server.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +78,10 @@ pub enum ClientError {
         source: KubeconfigError,
     },
     /// No file was named and this is not a pod with a service account.
-    #[error("neither --kubeconfig nor --manifests is given, and this is not a pod of a cluster: {source}")]
+    #[error(
+        "there is neither a kubeconfig (--kubeconfig, clientConnection.kubeconfig) nor --manifests, and this is not a pod of a \
+         cluster: {source}"
+    )]
     NotInCluster {
         /// What a pod would have.
         source: InClusterError,
@@ -80,13 +109,29 @@ pub enum ClientError {
 /// Makes a client from a kubeconfig file, or from the pod's service account when no file is named.
 ///
 /// This only reads local files: an API server that is out of reach is not an error, the streams wait for it.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
+pub async fn client(options: &ApiOptions, metrics: &ApiMetrics) -> Result<Client, ClientError> {
+    let ApiOptions { kubeconfig, servers, limit } = options;
     let mut config = match kubeconfig {
         Some(path) => from_file(path).await?,
-        None => Config::incluster().map_err(|source| ClientError::NotInCluster { source })?,
+        None => match (Config::incluster(), servers.first()) {
+            (Ok(config), None) => {
+                warn!(
+                    server = %config.cluster_url,
+                    "the API server is asked where the pod's environment says (KUBERNETES_SERVICE_HOST); if that is its \
+                     ClusterIP, which this agent is to serve, a node without tables cannot fetch them: name the servers \
+                     themselves with --api-servers, or in a kubeconfig"
+                );
+                config
+            }
+            (Ok(config), Some(_)) => config,
+            // As kube-proxy with --master: without credentials.
+            (Err(_), Some(server)) => Config::new(server.clone()),
+            (Err(source), None) => return Err(ClientError::NotInCluster { source }),
+        },
     };
     config.headers.push((USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE)));
-    connect(config)
+    let servers = if servers.is_empty() { vec![config.cluster_url.clone()] } else { servers.clone() };
+    connect(config, servers, *limit, metrics)
 }
 
 async fn from_file(path: &Path) -> Result<Config, ClientError> {
@@ -105,8 +150,13 @@ async fn from_file(path: &Path) -> Result<Config, ClientError> {
 /// The stack of `kube::Client::try_from`, less its retries and its error line for each failed request (the streams
 /// do both, knowing what is at stake), and with probes: an API server or a load balancer that vanished without a
 /// word would otherwise go unnoticed until the watch is due to end, minutes later.
-fn connect(config: Config) -> Result<Client, ClientError> {
-    let server = config.cluster_url.to_string();
+fn connect(
+    config: Config,
+    servers: Vec<Uri>,
+    limit: Option<RequestLimit>,
+    metrics: &ApiMetrics,
+) -> Result<Client, ClientError> {
+    let server = servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     if let Some(proxy) = &config.proxy_url {
         return Err(ClientError::Proxy { server, proxy: proxy.to_string() });
     }
@@ -123,13 +173,56 @@ fn connect(config: Config) -> Result<Client, ClientError> {
     tcp.set_tcp_user_timeout(Some(PROBE_AFTER));
     let https = config.rustls_https_connector_with_connector(tcp).map_err(failed)?;
 
+    let http = counted(HttpClient::builder(TokioExecutor::new()).build(https), metrics.clone());
+    info!(servers = server, "following the API");
+    let servers = Servers::new(servers.into_iter().map(|uri| {
+        let service = BaseUriLayer::new(uri.clone()).layer(http.clone());
+        (uri, service)
+    }));
+    let limit = limit.map(Limit::new);
     let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
+        .filter_async(move |request: Request<Body>| {
+            let turn = limit.as_ref().map(|limit| limit.wait_for(request.uri()));
+            async move {
+                if let Some(turn) = turn {
+                    turn.await;
+                }
+                Ok::<_, BoxError>(request)
+            }
+        })
         .option_layer(config.auth_layer().map_err(failed)?)
         .layer(config.extra_headers_layer().map_err(failed)?)
         .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(https));
+        .service(servers.into_service());
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// Counts requests by what came of them.
+fn counted<C>(
+    client: HttpClient<C, Body>,
+    metrics: ApiMetrics,
+) -> impl Service<
+    Request<Body>,
+    Response = Response<Incoming>,
+    Error = hyper_util::client::legacy::Error,
+    Future: Send,
+> + Clone
++ Send
++ Sync
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    service_fn(move |request: Request<Body>| {
+        let (client, metrics) = (client.clone(), metrics.clone());
+        async move {
+            let (method, uri) = (request.method().clone(), request.uri().clone());
+            let answer = client.request(request).await;
+            let status = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+            let host = uri.authority().map_or("", |authority| authority.as_str());
+            metrics.request(method.as_str(), host, status);
+            answer
+        }
+    })
 }
 
 /// The parser adds an excerpt of the file, which may hold secrets.
@@ -149,17 +242,22 @@ mod tests {
 
     use super::*;
 
+    fn with(path: &Path) -> ApiOptions {
+        ApiOptions { kubeconfig: Some(path.to_owned()), ..ApiOptions::default() }
+    }
+
     async fn message(content: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
         fs::write(&path, content).unwrap();
-        let error = client(Some(&path)).await.err().unwrap().to_string();
+        let error = client(&with(&path), &ApiMetrics::default()).await.err().unwrap().to_string();
         error.replace(&*path.to_string_lossy(), "PATH")
     }
 
     #[tokio::test]
     async fn missing_file_is_named() {
-        let error = client(Some(Path::new("/nonexistent/config"))).await.err().unwrap();
+        let options = with(Path::new("/nonexistent/config"));
+        let error = client(&options, &ApiMetrics::default()).await.err().unwrap();
         assert_eq!(
             error.to_string(),
             "kubeconfig /nonexistent/config: cannot read it: No such file or directory (os error 2)"
@@ -197,7 +295,7 @@ mod tests {
 
     #[tokio::test]
     async fn outside_a_cluster_a_kubeconfig_is_asked_for() {
-        let error = client(None).await.err().unwrap().to_string();
+        let error = client(&ApiOptions::default(), &ApiMetrics::default()).await.err().unwrap().to_string();
         assert!(error.contains("--kubeconfig") && error.contains("not a pod"), "{error}");
     }
 }

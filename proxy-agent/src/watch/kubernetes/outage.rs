@@ -2,36 +2,67 @@
 
 use std::{
     collections::BTreeSet,
-    hash::{BuildHasher, RandomState},
     time::{Duration, Instant},
 };
 
 use tracing::{debug, info, warn};
+
+use crate::random::random;
 
 /// The failures of one kind since it last worked.
 ///
 /// An outage can last for hours, so each cause is reported once, and then the recovery; the rest is for debugging.
 pub(super) struct Outage {
     kind: &'static str,
+    need: Need,
     since: Option<Instant>,
     causes: BTreeSet<String>,
     backoff: Backoff,
 }
 
+/// What it means if a kind cannot be followed.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Need {
+    /// Services go wrong, sooner or later.
+    Required,
+    /// Something is done without it, for as long as it takes.
+    Optional {
+        /// What.
+        without: &'static str,
+    },
+}
+
+impl Need {
+    /// The first wait and the longest.
+    const fn waits(self) -> (Duration, Duration) {
+        match self {
+            Self::Required => (SHORTEST, LONGEST),
+            Self::Optional { .. } => (SHORTEST_AT_LEISURE, LONGEST_AT_LEISURE),
+        }
+    }
+}
+
 impl Outage {
-    pub(super) fn new(kind: &'static str) -> Self {
-        Self { kind, since: None, causes: BTreeSet::new(), backoff: Backoff::default() }
+    pub(super) fn new(kind: &'static str, need: Need) -> Self {
+        Self { kind, need, since: None, causes: BTreeSet::new(), backoff: Backoff::default() }
     }
 
     /// Takes note of a failure and says how long to wait before the next attempt.
     ///
     /// `class` tells causes apart whose texts differ only in details.
     pub(super) fn failed(&mut self, class: impl Into<String>, cause: &str) -> Duration {
-        let Self { kind, since, causes, backoff } = self;
+        let Self { kind, need, since, causes, backoff } = self;
         let since = *since.get_or_insert_with(Instant::now);
-        let wait = backoff.next();
+        let wait = backoff.next(need.waits());
         if causes.insert(class.into()) {
-            warn!(kind, cause, "cannot follow the API, keeping what is known and retrying");
+            match need {
+                Need::Required => {
+                    warn!(kind, cause, "cannot follow the API, keeping what is known and retrying");
+                }
+                Need::Optional { without } => {
+                    warn!(kind, cause, "cannot follow the API, going on without: {without}");
+                }
+            }
         } else {
             debug!(kind, cause, ?wait, outage = ?since.elapsed(), "still cannot follow the API");
         }
@@ -67,15 +98,15 @@ struct Backoff {
 }
 
 impl Backoff {
-    fn next(&mut self) -> Duration {
-        let wait = jittered(exponential(self.attempts), random());
+    fn next(&mut self, waits: (Duration, Duration)) -> Duration {
+        let wait = jittered(exponential(self.attempts, waits), random());
         self.attempts = self.attempts.saturating_add(1);
         wait
     }
 }
 
-fn exponential(attempts: u32) -> Duration {
-    SHORTEST.saturating_mul(2_u32.saturating_pow(attempts)).min(LONGEST)
+fn exponential(attempts: u32, (shortest, longest): (Duration, Duration)) -> Duration {
+    shortest.saturating_mul(2_u32.saturating_pow(attempts)).min(longest)
 }
 
 /// Between half of `wait` and one and a half, evenly by the bits of `random`.
@@ -83,15 +114,12 @@ fn jittered(wait: Duration, random: u32) -> Duration {
     wait / 2 + wait.mul_f64(f64::from(random) / (f64::from(u32::MAX) + 1.0))
 }
 
-/// A random number, good enough to spread nodes and free of a dependency: each `RandomState` has new keys.
-pub(super) fn random() -> u32 {
-    let bytes = RandomState::new().hash_one(()).to_ne_bytes();
-    u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
 const SHORTEST: Duration = Duration::from_millis(100);
 /// As long as client-go waits at most.
 const LONGEST: Duration = Duration::from_secs(30);
+/// For what is done without: whoever denies it has mostly meant it.
+const SHORTEST_AT_LEISURE: Duration = Duration::from_secs(1);
+const LONGEST_AT_LEISURE: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
@@ -99,9 +127,13 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_longest() {
-        let waits: Vec<u128> = (0..11).map(|n| exponential(n).as_millis()).collect();
+        let required = Need::Required.waits();
+        let waits: Vec<u128> = (0..11).map(|n| exponential(n, required).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
-        assert_eq!(exponential(u32::MAX), LONGEST);
+        assert_eq!(exponential(u32::MAX, required), LONGEST);
+        let optional = Need::Optional { without: "" }.waits();
+        let waits: Vec<u64> = (0..11).map(|n| exponential(n, optional).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
     }
 
     #[test]
@@ -113,7 +145,7 @@ mod tests {
 
     #[test]
     fn progress_makes_the_next_wait_short() {
-        let mut outage = Outage::new("Service");
+        let mut outage = Outage::new("Service", Need::Required);
         for _ in 0..20 {
             outage.failed("refused", "connection refused");
         }

@@ -1,10 +1,10 @@
-//! The three kinds as manifests may hold them, completed and filtered as the API server would do it.
+//! The four kinds as manifests may hold them, completed and filtered as the API server would do it.
 
 use std::{fmt, net::IpAddr};
 
 use k8s_openapi::{
     api::{
-        core::v1::{Node, Service, ServiceSpec},
+        core::v1::{Node, Pod, Service, ServiceSpec},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -18,6 +18,7 @@ pub(super) enum Kind {
     Service,
     EndpointSlice,
     Node,
+    Pod,
 }
 
 /// What makes two manifests the same object.
@@ -34,6 +35,7 @@ impl fmt::Display for Key {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Node => "Node",
+            Kind::Pod => "Pod",
         };
         write!(f, "{kind} {name}")
     }
@@ -46,6 +48,7 @@ impl Key {
             Kind::Service => Change::Service(Event::Delete(name)),
             Kind::EndpointSlice => Change::EndpointSlice(Event::Delete(name)),
             Kind::Node => Change::Node(Event::Delete(name)),
+            Kind::Pod => Change::Pod(Event::Delete(name)),
         }
     }
 }
@@ -55,6 +58,7 @@ pub(super) enum Object {
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Node(Box<Node>),
+    Pod(Box<Pod>),
 }
 
 impl Object {
@@ -63,6 +67,7 @@ impl Object {
             Self::Service(service) => (Kind::Service, &service.metadata),
             Self::EndpointSlice(slice) => (Kind::EndpointSlice, &slice.metadata),
             Self::Node(node) => (Kind::Node, &node.metadata),
+            Self::Pod(pod) => (Kind::Pod, &pod.metadata),
         };
         let name = ObjectName {
             namespace: meta.namespace.clone().unwrap_or_default(),
@@ -76,17 +81,19 @@ impl Object {
             Self::Service(service) => Change::Service(Event::Apply((**service).clone())),
             Self::EndpointSlice(slice) => Change::EndpointSlice(Event::Apply((**slice).clone())),
             Self::Node(node) => Change::Node(Event::Apply((**node).clone())),
+            Self::Pod(pod) => Change::Pod(Event::Apply((**pod).clone())),
         }
     }
 
-    /// Whether the selectors that are sent to an API server would let it through.
+    /// Whether the selectors that are sent to an API server would let it through, but for those that name this node: other
+    /// nodes and their pods are nothing to whom they are told.
     pub(super) fn is_selected(&self) -> bool {
         let has =
             |meta: &ObjectMeta, label| meta.labels.as_ref().is_some_and(|labels| labels.contains_key(label));
         match self {
             Self::Service(service) => !has(&service.metadata, SERVICE_PROXY_NAME) && !is_headless(service),
             Self::EndpointSlice(slice) => !has(&slice.metadata, HEADLESS),
-            Self::Node(_) => true,
+            Self::Node(_) | Self::Pod(_) => true,
         }
     }
 
@@ -109,6 +116,7 @@ impl Object {
                 }
             }
             Self::Node(node) => node.metadata.namespace = None,
+            Self::Pod(pod) => namespaced(&mut pod.metadata),
         }
     }
 }

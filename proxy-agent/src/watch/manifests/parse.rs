@@ -5,12 +5,9 @@ use std::fmt;
 use k8s_openapi::{Metadata, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_path_to_error::Segment;
 
-use super::{
-    document::{Document, Format, Position, Step, documents},
-    object::Object,
-};
+use super::object::Object;
+use crate::document::{Document, Format, Position, Repeated, Step, documents, dotted, steps};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -35,8 +32,8 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { document, position, field, cause } = self;
         write!(f, "document {document}")?;
-        if let Some(Position { line, column }) = position {
-            write!(f, ", line {line}, column {column}")?;
+        if let Some(position) = position {
+            write!(f, ", {position}")?;
         }
         if let Some(field) = field {
             write!(f, ", field {field}")?;
@@ -48,7 +45,7 @@ impl fmt::Display for Problem {
 /// Reads what can be read; each document, and each item of a list, stands alone.
 pub(super) fn parse(format: Format, text: &str) -> Parsed {
     let mut parsed = Parsed::default();
-    for document in documents(format, text) {
+    for document in documents(format, text, Repeated::Refused) {
         match document {
             // Only comments.
             Ok(document) if document.value.is_null() => {}
@@ -72,7 +69,7 @@ fn unfold(document: &Document<'_>, value: Value, of: Option<&Type>, path: Vec<St
         Ok(Found::Object(object)) => parsed.objects.push(object),
         Ok(Found::Items(items, of)) => {
             for (index, item) in items.into_iter().enumerate() {
-                let path = [path.as_slice(), &[field("items"), Step::Item(index)]].concat();
+                let path = [path.as_slice(), &[Step::field("items"), Step::Item(index)]].concat();
                 unfold(document, item, of.as_ref(), path, parsed);
             }
         }
@@ -116,7 +113,7 @@ struct Fault {
 
 impl Fault {
     fn at(path: &[&str], cause: impl Into<String>) -> Self {
-        Self { path: path.iter().copied().map(field).collect(), cause: cause.into() }
+        Self { path: path.iter().copied().map(Step::field).collect(), cause: cause.into() }
     }
 }
 
@@ -138,9 +135,10 @@ fn understand(mut value: Value, of: Option<&Type>) -> Result<Found, Fault> {
     match (found.api_version.as_str(), found.kind.as_str()) {
         (CORE, "Service") => typed(value).map(Object::Service).map(completed),
         (CORE, "Node") => typed(value).map(Object::Node).map(completed),
+        (CORE, "Pod") => typed(value).map(Object::Pod).map(completed),
         (DISCOVERY, "EndpointSlice") => typed(value).map(Object::EndpointSlice).map(completed),
         (CORE, "List") => items(value).map(|items| Found::Items(items, None)),
-        (CORE, "ServiceList" | "NodeList") | (DISCOVERY, "EndpointSliceList") => {
+        (CORE, "ServiceList" | "NodeList" | "PodList") | (DISCOVERY, "EndpointSliceList") => {
             let kind = found.kind.trim_end_matches("List").to_owned();
             items(value).map(|items| Found::Items(items, Some(Type { kind, ..found })))
         }
@@ -163,33 +161,13 @@ fn items(mut list: Value) -> Result<Vec<Value>, Fault> {
 
 fn typed<K: DeserializeOwned + Metadata<Ty = ObjectMeta>>(value: Value) -> Result<Box<K>, Fault> {
     let object: Box<K> = serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().iter().filter_map(step).collect();
+        let path = steps(error.path());
         Fault { path, cause: error.into_inner().to_string() }
     })?;
     if object.metadata().name.as_deref().is_none_or(str::is_empty) {
         return Err(Fault::at(&["metadata"], "name is missing"));
     }
     Ok(object)
-}
-
-fn step(segment: &Segment) -> Option<Step> {
-    match segment {
-        Segment::Seq { index } => Some(Step::Item(*index)),
-        Segment::Map { key } => Some(field(key)),
-        Segment::Enum { .. } | Segment::Unknown => None,
-    }
-}
-
-fn field(name: &str) -> Step {
-    Step::Field(name.to_owned())
-}
-
-fn dotted(path: &[Step]) -> String {
-    let path = path.iter().fold(String::new(), |path, step| match step {
-        Step::Field(name) => format!("{path}.{name}"),
-        Step::Item(index) => format!("{path}[{index}]"),
-    });
-    path.trim_start_matches('.').to_owned()
 }
 
 const CORE: &str = "v1";
@@ -219,10 +197,11 @@ mod tests {
             "# the cluster\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: web}\n--- # next\n\
              apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: b}\naddressType: IPv4\n\
              ports: [{port: 80}]\nendpoints: [{addresses: [10.1.0.1]}]\n...\n---\n\n---\n\
-             {apiVersion: v1, kind: Node, metadata: {name: c, namespace: ignored}}",
+             {apiVersion: v1, kind: Node, metadata: {name: c, namespace: ignored}}\n---\n\
+             {apiVersion: v1, kind: Pod, metadata: {name: d}, spec: {nodeName: c, containers: [{name: app}]}}",
         );
         assert_eq!(problems(&parsed), [""; 0]);
-        assert_eq!(names(&parsed), ["Service web/a", "EndpointSlice default/b", "Node c"]);
+        assert_eq!(names(&parsed), ["Service web/a", "EndpointSlice default/b", "Node c", "Pod default/d"]);
         let Object::EndpointSlice(slice) = &parsed.objects[1] else { unreachable!() };
         let port = &slice.ports.as_ref().unwrap()[0];
         assert_eq!(
@@ -238,22 +217,23 @@ mod tests {
             "{apiVersion: v1, kind: List, items: [\n\
              {apiVersion: v1, kind: ServiceList, items: [{metadata: {name: a}}, {metadata: {name: b}}]},\n\
              {apiVersion: v1, kind: NodeList, items: [{metadata: {name: c}}]},\n\
+             {apiVersion: v1, kind: PodList, items: [{metadata: {name: e, namespace: web}}]},\n\
              {apiVersion: discovery.k8s.io/v1, kind: EndpointSliceList, items:\n\
              [{addressType: IPv6, metadata: {name: d}}]}]}\n",
         );
         assert_eq!(problems(&parsed), [""; 0]);
         assert_eq!(
             names(&parsed),
-            ["Service default/a", "Service default/b", "Node c", "EndpointSlice default/d"]
+            ["Service default/a", "Service default/b", "Node c", "Pod web/e", "EndpointSlice default/d"]
         );
     }
 
     #[test]
     fn other_kinds_are_ignored() {
-        let parsed = yaml("apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: v1\nkind: Pod\n");
+        let parsed = yaml("apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: v1\nkind: Secret\n");
         assert_eq!((names(&parsed).len(), problems(&parsed).len()), (0, 0));
         let ignored: Vec<String> = parsed.ignored.iter().map(ToString::to_string).collect();
-        assert_eq!(ignored, ["apps/v1 Deployment", "v1 Pod"]);
+        assert_eq!(ignored, ["apps/v1 Deployment", "v1 Secret"]);
     }
 
     #[test]

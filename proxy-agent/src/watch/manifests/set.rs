@@ -98,18 +98,20 @@ fn merge(files: &BTreeMap<String, Vec<Arc<Object>>>) -> (BTreeMap<Key, Arc<Objec
 }
 
 fn all(objects: &BTreeMap<Key, Arc<Object>>) -> Vec<Change> {
-    let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut services, mut slices, mut nodes, mut pods) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for object in objects.values() {
         match &**object {
             Object::Service(service) => services.push((**service).clone()),
             Object::EndpointSlice(slice) => slices.push((**slice).clone()),
             Object::Node(node) => nodes.push((**node).clone()),
+            Object::Pod(pod) => pods.push((**pod).clone()),
         }
     }
     vec![
         Change::Service(Event::Replace(services)),
         Change::EndpointSlice(Event::Replace(slices)),
         Change::Node(Event::Replace(nodes)),
+        Change::Pod(Event::Replace(pods)),
     ]
 }
 
@@ -124,7 +126,8 @@ fn difference(before: &BTreeMap<Key, Arc<Object>>, now: &BTreeMap<Key, Arc<Objec
 
 #[cfg(test)]
 mod tests {
-    use super::{super::document::Format, super::parse::parse, *};
+    use super::{super::parse::parse, *};
+    use crate::document::Format;
 
     /// Services by name, with their only port; `!` for a document that cannot be read.
     fn file(services: &[(&str, u16)]) -> Parsed {
@@ -145,6 +148,7 @@ mod tests {
             Change::Service(Event::Replace(services)) => format!("all {}", services.len()),
             Change::EndpointSlice(Event::Replace(slices)) => format!("all {} slices", slices.len()),
             Change::Node(Event::Replace(nodes)) => format!("all {} nodes", nodes.len()),
+            Change::Pod(Event::Replace(pods)) => format!("all {} pods", pods.len()),
             other => panic!("{other:?}"),
         };
         set.changes().0.into_iter().map(tell).collect()
@@ -160,8 +164,11 @@ mod tests {
 
     #[test]
     fn first_everything_is_told_even_if_it_is_nothing() {
-        assert_eq!(told(&mut set(&[])), ["all 0", "all 0 slices", "all 0 nodes"]);
-        assert_eq!(told(&mut set(&[("f", &[("a", 1)])])), ["all 1", "all 0 slices", "all 0 nodes"]);
+        assert_eq!(told(&mut set(&[])), ["all 0", "all 0 slices", "all 0 nodes", "all 0 pods"]);
+        assert_eq!(
+            told(&mut set(&[("f", &[("a", 1)])])),
+            ["all 1", "all 0 slices", "all 0 nodes", "all 0 pods"]
+        );
     }
 
     #[test]

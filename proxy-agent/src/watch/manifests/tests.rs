@@ -5,7 +5,7 @@ use std::{os::unix::fs::symlink, pin::pin};
 use futures::StreamExt;
 use proxy_model::Event;
 use tempfile::TempDir;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::*;
 
@@ -31,7 +31,7 @@ impl Followed {
         let mut this = Self { dir, told };
         let first = this.next().await;
         assert!(first.starts_with("services"), "{first}");
-        assert_eq!([this.next().await, this.next().await], ["slices", "nodes"]);
+        assert_eq!([this.next().await, this.next().await, this.next().await], ["slices", "nodes", "pods"]);
         this
     }
 
@@ -66,6 +66,7 @@ fn describe(change: Change) -> String {
             .fold("services".to_owned(), |all, service| all + " " + &service.metadata.name.unwrap()),
         Change::EndpointSlice(Event::Replace(slices)) if slices.is_empty() => "slices".to_owned(),
         Change::Node(Event::Replace(nodes)) if nodes.is_empty() => "nodes".to_owned(),
+        Change::Pod(Event::Replace(pods)) if pods.is_empty() => "pods".to_owned(),
         other => format!("{other:?}"),
     }
 }

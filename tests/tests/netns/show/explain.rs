@@ -7,6 +7,7 @@ use proxy_common::drop::DropReason;
 use serde_json::Value;
 use sluice_tests::{
     agent::Agent,
+    cgroup::Threads,
     harness::{Setup, unsupported},
     service::{Condition, Member, PORT, Service, TARGET_PORT},
     topology::{Addresses, Ends, Family, Machine, Node},
@@ -17,7 +18,6 @@ use super::list;
 use crate::{
     Backend,
     expect::{ask, expect_dropped, expect_refused, expect_tcp_refused},
-    sockets::Threads,
 };
 
 const NODE_PORT: u16 = 30_082;
@@ -244,7 +244,8 @@ fn explanations_tell_where_pods_are_served_at_their_sockets() {
         Ok(threads) => threads,
         Err(reason) => return unsupported(&reason),
     };
-    Setup::new(2).telling(&["--socket-lb=on", &threads.flag()]).alone().run(|cluster, agents| {
+    let cgroup = format!("--cgroup={}", threads.path().display());
+    Setup::new(2).telling(&["--socket-lb=on", &cgroup]).alone().run(|cluster, agents| {
         let pod = cluster.nodes[0].add_pod("pod")?;
         let near = Backend::on(&cluster.nodes[0], "near")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;

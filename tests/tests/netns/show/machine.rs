@@ -38,7 +38,10 @@ fn a_machine_that_runs_an_agent_passes_the_preflight() {
             ensure!(check(&answer, name)?["status"] == "ok", "{answer:#}");
         }
         let programs = check(&answer, "programs")?;
-        ensure!(programs["found"].as_str().is_some_and(|found| found.contains("sluice_ingress")), "{programs:#}");
+        ensure!(
+            programs["found"].as_str().is_some_and(|found| found.contains("sluice_ingress")),
+            "{programs:#}"
+        );
         // Nothing was pinned or attached by it.
         let status = agent.ask_json(&["status"])?;
         ensure!(list(&status, "other_layouts").is_empty(), "{status:#}");
@@ -59,17 +62,26 @@ fn top_counts_what_goes_on_per_second() {
         let agent = &agents.agents[0];
         let service = Service::new("echo", 1).with(&near.pod);
         agents.serve(&service)?;
-        let listener = Listener::start(agent, &["top", "--interval", "1", "--service", "default/echo:tcp/TCP/IPv4"])?;
+        let listener =
+            Listener::start(agent, &["top", "--interval", "1", "--service", "default/echo:tcp/TCP/IPv4"])?;
         // Every line is about the one service port, busy or not.
-        let is_one = |line: &Value| list(line, "services").len() == 1 && list(line, "services")[0]["service"] == "default/echo:tcp/TCP/IPv4";
-        listener.wait_for("an idle second", |line| is_one(line) && list(line, "services")[0]["connections"] == 0.0)?;
+        let is_one = |line: &Value| {
+            list(line, "services").len() == 1
+                && list(line, "services")[0]["service"] == "default/echo:tcp/TCP/IPv4"
+        };
+        listener.wait_for("an idle second", |line| {
+            is_one(line) && list(line, "services")[0]["connections"] == 0.0
+        })?;
         let connections = Connection::open_many(&pod.machine.namespace, service.frontend(Family::V4), 50)?;
         let busy = listener.wait_for("a busy second", |line| {
             list(line, "services").first().is_some_and(|row| row["connections"].as_f64() > Some(0.0))
         })?;
         let row = &list(&busy, "services")[0];
         let number = |field: &str| row[field].as_f64().unwrap_or_default();
-        ensure!(number("packets") >= number("connections") && number("bits") > number("packets") * 8.0 * 40.0, "{busy:#}");
+        ensure!(
+            number("packets") >= number("connections") && number("bits") > number("packets") * 8.0 * 40.0,
+            "{busy:#}"
+        );
         ensure!(number("reply_packets") > 0.0 && number("drops") == 0.0, "{busy:#}");
         listener.wait_for("they have all been made", |line| {
             list(line, "services").first().is_some_and(|row| row["connections"] == 0.0)

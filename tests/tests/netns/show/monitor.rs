@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_agent::datapath::{ArrayTable, Pins};
-use proxy_common::tables::Listeners;
+use proxy_common::tables::EventLease;
 use serde_json::Value;
 use sluice_tests::{
     agent::Agent,
@@ -31,7 +31,7 @@ fn monitor(agent: &Agent, arguments: &[&str]) -> Result<Listener> {
 /// Until when the datapath tells.
 fn lease(agent: &Agent) -> Result<u64> {
     agent.namespace().run(|| {
-        let table = ArrayTable::<Listeners>::open(&Pins::new(agent.bpffs()))?;
+        let table = ArrayTable::<EventLease>::open(&Pins::new(agent.bpffs()))?;
         Ok(table.get(0)?.context("a listener")?.until)
     })
 }
@@ -80,7 +80,8 @@ fn flows_and_drops_are_told_as_they_happen() {
             let connection = Connection::open(&cluster.client.namespace, to, Source::AnyPort)?;
             let own = connection.local()?.to_string();
             let begun = listener.wait_for("a flow from outside begins", |event| event["client"] == own)?;
-            let expected = [("service", name("remote")), ("masqueraded", true.into()), ("device_name", "eth0".into())];
+            let expected =
+                [("service", name("remote")), ("masqueraded", true.into()), ("device_name", "eth0".into())];
             ensure!(is(&begun, &expected), "{begun:#}");
 
             expect_tcp_refused(&pod.machine.namespace, empty.frontend(family))?;
@@ -93,16 +94,26 @@ fn flows_and_drops_are_told_as_they_happen() {
             ];
             ensure!(is(&refused, &expected), "{refused:#}");
             ensure!(
-                refused["client"].as_str().is_some_and(|client| client.contains(&pod.machine.addresses.of(family).to_string())),
+                refused["client"]
+                    .as_str()
+                    .is_some_and(|client| client.contains(&pod.machine.addresses.of(family).to_string())),
                 "{refused:#}"
             );
 
             ping(&pod.machine.namespace, web.frontend(family).ip())?;
-            let refused = listener.wait_for("a ping is refused", |event| event["reason"] == "unknown_port")?;
+            let refused =
+                listener.wait_for("a ping is refused", |event| event["reason"] == "unknown_port")?;
             ensure!(refused["service"].is_null() && refused["protocol"] != "TCP", "{refused:#}");
 
             // A process of the node: it is named.
-            let host = || connect_raw(&first.namespace, web.frontend(family), Source::AnyPort, sluice_tests::traffic::PATIENCE);
+            let host = || {
+                connect_raw(
+                    &first.namespace,
+                    web.frontend(family),
+                    Source::AnyPort,
+                    sluice_tests::traffic::PATIENCE,
+                )
+            };
             let stream = host()?;
             let begun = listener.wait_for("a process gets its backend", |event| event["path"] == "socket")?;
             let expected = [
@@ -143,11 +154,14 @@ fn a_monitor_tells_what_it_is_asked_for_and_leaves_nothing_behind() {
             agents.serve(service)?;
         }
         let from = &pod.machine.namespace;
-        let connect = |service: &Service| Connection::open(from, service.frontend(Family::V4), Source::AnyPort);
+        let connect =
+            |service: &Service| Connection::open(from, service.frontend(Family::V4), Source::AnyPort);
         let all_is_for = |listener: &Listener, service: &Service| -> Result<()> {
             let own = connect(service)?.local()?.to_string();
             let unasked = listener.wait_for("what was asked for", |event| {
-                event["client"] == own || event["event"] != "begun" || event["frontend"] != service.frontend(Family::V4).to_string()
+                event["client"] == own
+                    || event["event"] != "begun"
+                    || event["frontend"] != service.frontend(Family::V4).to_string()
             })?;
             ensure!(unasked["client"] == own, "{unasked:#}");
             Ok(())
@@ -158,14 +172,18 @@ fn a_monitor_tells_what_it_is_asked_for_and_leaves_nothing_behind() {
         // Ended without a word, it is forgotten when its lease is over, and another one can listen at once.
         listener.kill()?;
         let client = pod.machine.addresses.v4.to_string();
-        let listener = monitor(agent, &["--flows", "--client", &client, "--frontend", &format!("{}", Addresses::vip(1).v4)])?;
+        let listener = monitor(
+            agent,
+            &["--flows", "--client", &client, "--frontend", &format!("{}", Addresses::vip(1).v4)],
+        )?;
         expect_tcp_refused(from, Addresses::vip(1).at(PORT + 1).of(Family::V4))?;
         connect(&two)?;
         all_is_for(&listener, &one)?;
         listener.kill()?;
         let until = lease(agent)?;
         wait_until("the lease is over", || {
-            let now = std::time::Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?);
+            let now =
+                std::time::Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?);
             Ok((now.as_nanos() > u128::from(until)).then_some(()))
         })?;
         ensure!(lease(agent)? == until, "somebody has put it off");

@@ -1,4 +1,6 @@
 //! A file's text as documents, and where in it a field is.
+//!
+//! Manifests and configuration files are read through it, so that what is wrong with either is told alike.
 
 use std::{collections::HashMap, fmt};
 
@@ -7,18 +9,19 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Value;
-use serde_saphyr::{Options, Spanned};
+use serde_path_to_error::Segment;
+use serde_saphyr::{Options, Spanned, options::DuplicateKeyPolicy};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Yaml,
     Json,
 }
 
 impl Format {
     /// By the end of the name; `None` for a file that is no manifest. Hidden files are editors' own.
-    pub(super) fn of(name: &str) -> Option<Self> {
+    pub(crate) fn of(name: &str) -> Option<Self> {
         if name.starts_with('.') {
             return None;
         }
@@ -31,40 +34,87 @@ impl Format {
 }
 
 /// A document that could be read, though perhaps not understood.
-pub(super) struct Document<'a> {
+pub(crate) struct Document<'a> {
     /// Counted from 1, empty documents left out.
-    pub(super) number: usize,
-    pub(super) value: Value,
+    pub(crate) number: usize,
+    pub(crate) value: Value,
     text: Excerpt<'a>,
+    repeated: Repeated,
+}
+
+/// What becomes of a field that is there twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeated {
+    /// The document cannot be read.
+    Refused,
+    /// The last one counts, as in Go's decoders.
+    Last,
 }
 
 /// Line and column, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
-    pub(super) line: u64,
-    pub(super) column: u64,
+pub(crate) struct Position {
+    pub(crate) line: u64,
+    pub(crate) column: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}", self.line, self.column)
+    }
 }
 
 /// A document that cannot be read.
 #[derive(Debug, PartialEq)]
-pub(super) struct Unreadable {
-    pub(super) number: usize,
-    pub(super) position: Option<Position>,
-    pub(super) cause: String,
+pub(crate) struct Unreadable {
+    pub(crate) number: usize,
+    pub(crate) position: Option<Position>,
+    pub(crate) cause: String,
 }
 
 /// One step from an object to a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Field(String),
     Item(usize),
 }
 
-pub(super) fn documents(format: Format, text: &str) -> Vec<Result<Document<'_>, Unreadable>> {
+impl Step {
+    pub(crate) fn field(name: &str) -> Self {
+        Self::Field(name.to_owned())
+    }
+}
+
+/// The way to the value that could not be read.
+pub(crate) fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(Step::Item(*index)),
+        Segment::Map { key } => Some(Step::field(key)),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    };
+    path.iter().filter_map(step).collect()
+}
+
+/// The path as people write it: `spec.ports[0].port`.
+pub(crate) fn dotted(path: &[Step]) -> String {
+    let path = path.iter().fold(String::new(), |path, step| match step {
+        Step::Field(name) => format!("{path}.{name}"),
+        Step::Item(index) => format!("{path}[{index}]"),
+    });
+    path.trim_start_matches('.').to_owned()
+}
+
+/// The documents of a file. (A field that is there twice counts once in JSON, whatever `repeated` says.)
+pub(crate) fn documents(
+    format: Format,
+    text: &str,
+    repeated: Repeated,
+) -> Vec<Result<Document<'_>, Unreadable>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match format {
         Format::Yaml => {
-            excerpts(text).into_iter().zip(1..).map(|(text, number)| yaml(number, text)).collect()
+            let read = |(text, number)| yaml(number, text, repeated);
+            excerpts(text).into_iter().zip(1..).map(read).collect()
         }
         Format::Json => json(text),
     }
@@ -72,8 +122,9 @@ pub(super) fn documents(format: Format, text: &str) -> Vec<Result<Document<'_>, 
 
 impl Document<'_> {
     /// Where the deepest part on the way to `path` is. Reads the document again, so it is for messages only.
-    pub(super) fn position(&self, path: &[Step]) -> Option<Position> {
-        let tree: Spanned<Tree> = serde_saphyr::from_str_with_options(self.text.text, options()).ok()?;
+    pub(crate) fn position(&self, path: &[Step]) -> Option<Position> {
+        let tree: Spanned<Tree> =
+            serde_saphyr::from_str_with_options(self.text.text, options(self.repeated)).ok()?;
         let mut at = &tree;
         for step in path {
             let next = match (step, &at.value) {
@@ -140,12 +191,19 @@ fn is_blank_line(line: &str) -> bool {
     line.is_empty() || line.starts_with(['#', '%'])
 }
 
-fn yaml(number: usize, text: Excerpt<'_>) -> Result<Document<'_>, Unreadable> {
-    match serde_saphyr::from_str_with_options(text.text, options()) {
-        Ok(value) => Ok(Document { number, value, text }),
+fn yaml(number: usize, text: Excerpt<'_>, repeated: Repeated) -> Result<Document<'_>, Unreadable> {
+    match serde_saphyr::from_str_with_options(text.text, options(repeated)) {
+        Ok(value) => Ok(Document { number, value, text, repeated }),
         Err(error) => {
             let position = error.location().map(|at| text.position(at));
-            Err(Unreadable { number, position, cause: without_position(&error.to_string()) })
+            let cause = match &error {
+                // The parser would have the operator set one of its options.
+                serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+                    format!("the field {key} is there twice")
+                }
+                _ => without_position(&error.to_string()),
+            };
+            Err(Unreadable { number, position, cause })
         }
     }
 }
@@ -162,7 +220,8 @@ fn json(text: &str) -> Vec<Result<Document<'_>, Unreadable>> {
                 let lines_before = text.get(..start).unwrap_or_default().matches('\n').count();
                 let text =
                     Excerpt { lines_before: lines_before.try_into().unwrap_or(u64::MAX), text: excerpt };
-                Ok(Document { number, value, text })
+                // Read again as YAML, to find places.
+                Ok(Document { number, value, text, repeated: Repeated::Last })
             }
             Err(error) => {
                 let (line, column) = (error.line(), error.column());
@@ -183,8 +242,12 @@ fn json(text: &str) -> Vec<Result<Document<'_>, Unreadable>> {
 }
 
 /// The same for both passes over a document.
-fn options() -> Options {
+fn options(repeated: Repeated) -> Options {
     serde_saphyr::options! {
+        duplicate_keys: match repeated {
+            Repeated::Refused => DuplicateKeyPolicy::Error,
+            Repeated::Last => DuplicateKeyPolicy::LastWins,
+        },
         // Manifests are the operator's own, and a large cluster in one list exceeds any small number.
         budget: None,
         // As in YAML 1.2 and JSON; `no` is a string.
