@@ -23,8 +23,10 @@ const NODE_PORT: u16 = 30_083;
 
 /// Starts a monitor and waits until the datapath tells it.
 fn monitor(agent: &Agent, arguments: &[&str]) -> Result<Listener> {
+    // An earlier one that was killed has left its own.
+    let before = lease(agent)?;
     let listener = Listener::start(agent, &[&["monitor"], arguments].concat())?;
-    wait_until("the monitor listens", || Ok((lease(agent)? != 0).then_some(())))?;
+    wait_until("the monitor listens", || Ok((lease(agent)? != before).then_some(())))?;
     Ok(listener)
 }
 
