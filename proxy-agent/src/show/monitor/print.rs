@@ -26,7 +26,7 @@ impl Printer {
         let columns = (format == OutputFormat::Table).then(|| {
             let mut columns = Columns::new(header, paint);
             // Room for what is usual, so that lines stay in line.
-            let usual = ["00:00:00.000", "refused", "default/service:http", "TCP", "10.244.100.100:40000"];
+            let usual = ["00:00:00.000", "refused", "default/service:http", "TCP", "192.168.100.100:40000"];
             let [a, b, c, d, e] = usual.map(cell);
             columns.fit(&[a, b, c, d, e, cell("10.96.100.100:8080"), cell("")]);
             columns
@@ -156,9 +156,9 @@ mod tests {
         printer.print(&refusal, &mut out).unwrap();
         printer.tell_lost(3, &mut out).unwrap();
         let expected = "\
-TIME          EVENT    SERVICE               PROTO  CLIENT                FRONTEND            WHAT
-14:00:14.608  begun    default/web:http      TCP    10.244.1.5:40000      10.96.0.10:80       to 10.244.2.7:8080, source rewritten, at veth5
-14:00:14.608  refused  -                     TCP    process 1234 (curl)   10.96.0.10:80       no_backend
+TIME          EVENT    SERVICE               PROTO  CLIENT                 FRONTEND            WHAT
+14:00:14.608  begun    default/web:http      TCP    10.244.1.5:40000       10.96.0.10:80       to 10.244.2.7:8080, source rewritten, at veth5
+14:00:14.608  refused  -                     TCP    process 1234 (curl)    10.96.0.10:80       no_backend
 (3 more events came faster than they could be taken, and are lost)
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);

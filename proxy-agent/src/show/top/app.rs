@@ -116,8 +116,8 @@ impl App {
         if key.kind == KeyEventKind::Release {
             return Next::GoOn;
         }
-        if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
-            return Next::End;
+        if key.modifiers.contains(KeyModifiers::CONTROL) {
+            return if key.code == KeyCode::Char('c') { Next::End } else { Next::GoOn };
         }
         if self.is_typing {
             self.type_key(key.code);
