@@ -16,14 +16,14 @@ use futures::{
 };
 use proxy_agent::{
     cgroup::{self, CgroupError},
-    cli::{Cli, Command, ShowArgs},
+    cli::{Cli, Command},
     config::{self, Configuration, Host, LogFormat, Note, RunArgs, SocketLb, Task, node_name, with_dashes},
     datapath::{self, Pins},
     events::{Events, Reporter},
     health::{Clock, Progress},
     http,
     metrics::Metrics,
-    run, show, watch,
+    run, watch,
 };
 use proxy_common::{config::SocketFlags, pod::PodReasons};
 use proxy_model::Change;
@@ -35,29 +35,16 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let result = match Cli::parse_from(with_dashes(std::env::args_os())).command {
-        Command::Run(args) => start(*args),
-        Command::Status(args) => print(&args, show::status),
-        Command::Services(args) => print(&args, show::services),
+        Command::Run(args) => start(*args).map(|()| ExitCode::SUCCESS),
+        Command::Show(command) => command.run().map_err(Into::into),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             let _stderr_is_gone =
                 writeln!(std::io::stderr(), "sluice: {}", proxy_agent::report(error.as_ref()));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Prints what `show` reads from the kernel. A reader that stops early (`| head`) is no error.
-fn print<T: show::Show>(
-    args: &ShowArgs,
-    read: fn(&Pins) -> Result<T, show::ShowError>,
-) -> anyhow::Result<()> {
-    let text = show::render(&read(&Pins::new(&args.pins.bpffs))?, args.output)?;
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }
 

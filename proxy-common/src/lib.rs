@@ -24,6 +24,7 @@ pub mod crc32c;
 pub mod device;
 pub mod drop;
 pub mod endian;
+pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

@@ -16,6 +16,7 @@ use crate::{
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
     drop::DropReason,
+    event::Lease,
     filter::{FilterLine, LINES},
     flow::FlowEntry,
     fragment::{FragmentKey, Ports},
@@ -46,6 +47,8 @@ pub enum TableKind {
     Array,
     /// Array with a value per CPU.
     PerCpuArray,
+    /// Ring of records that one reader takes out; no keys, and its capacity in bytes.
+    Ring,
 }
 
 /// One map.
@@ -58,7 +61,7 @@ pub trait Table {
     const NAME: &'static str;
     /// Kind of the map.
     const KIND: TableKind;
-    /// Entries.
+    /// Entries; of a ring, bytes.
     const CAPACITY: u32;
 }
 
@@ -279,4 +282,40 @@ impl Table for Pods {
     const NAME: &'static str = "PODS";
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 4_096;
+}
+
+/// 0 -> who listens to events. Written by whoever does, read for each new flow and each drop.
+#[derive(Debug)]
+pub enum EventLease {}
+
+impl Table for EventLease {
+    type Key = u32;
+    type Value = Lease;
+    const NAME: &'static str = "EVENT_LEASE";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = 1;
+}
+
+/// Records of [`Event`](crate::event::Event). Written by the datapath, and at sockets, while somebody listens.
+#[derive(Debug)]
+pub enum Events {}
+
+impl Table for Events {
+    type Key = ();
+    type Value = ();
+    const NAME: &'static str = "EVENTS";
+    const KIND: TableKind = TableKind::Ring;
+    const CAPACITY: u32 = 512 << 10;
+}
+
+/// 0 -> events that found no room in the ring. Written by the datapath, read by whoever listens.
+#[derive(Debug)]
+pub enum LostEvents {}
+
+impl Table for LostEvents {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "LOST_EVENTS";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = 1;
 }

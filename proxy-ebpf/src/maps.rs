@@ -26,7 +26,7 @@ use proxy_common::{
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, First, FlowRef, Found, Insert, InsertError, Tables, Translation},
+    lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
     socket::{SocketEntry, SocketKey},
@@ -38,7 +38,7 @@ use proxy_common::{
     tuple::{FlowKey, Hook},
 };
 
-use crate::verified;
+use crate::{events, verified};
 
 type Key<T> = <T as Table>::Key;
 type Value<T> = <T as Table>::Value;
@@ -338,6 +338,11 @@ impl Tables for Maps {
             }
         }
     }
+
+    #[inline(always)]
+    fn tell_flow(&self, device: u32) {
+        events::flow(device);
+    }
 }
 
 impl lb::Sockets for Maps {
@@ -360,5 +365,10 @@ impl lb::Sockets for Maps {
         let cgroup = CgroupId(unsafe { bpf_get_current_ancestor_cgroup_id(i32::from(level)) });
         // SAFETY: one word, copied out at once. An element that the kernel recycles meanwhile may show another pod's reason.
         PODS.get_ptr(cgroup).map(|pod| unsafe { (*pod).reason })
+    }
+
+    #[inline(always)]
+    fn tell_choice(&self, process: &Process, backend: &Backend) {
+        events::choice(process, backend);
     }
 }

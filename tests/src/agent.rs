@@ -252,7 +252,24 @@ impl Agent {
     ///
     /// If the command fails.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        self.namespace.output(self.program().args(arguments).env("SLUICE_BPFFS", &self.pins))
+        self.namespace.output(&mut self.command(arguments))
+    }
+
+    /// What `sluice COMMAND -o json` prints.
+    ///
+    /// # Errors
+    ///
+    /// If the command fails, or prints something else.
+    pub fn ask_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = self.ask(&[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("the answer of sluice {arguments:?}:\n{text}"))
+    }
+
+    /// `sluice COMMAND` about this node.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program();
+        command.args(arguments).env("SLUICE_BPFFS", &self.pins);
+        command
     }
 
     /// Takes its programs off all devices and sockets, as somebody might who cleans up too much.

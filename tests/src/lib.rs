@@ -15,6 +15,7 @@ pub mod deployment;
 pub mod harness;
 pub mod kernel;
 pub mod link;
+pub mod listener;
 pub mod machine;
 pub mod manifest;
 pub mod netns;

@@ -4,8 +4,10 @@ mod program {
     mod affinity;
     mod bed;
     mod errors;
+    mod events;
     mod flows;
     mod load;
     mod packets;
     mod reset;
+    mod tables;
 }

@@ -1,20 +1,96 @@
 //! The kernel's tick, which flows are timed by.
 //!
 //! `bpf_jiffies64` costs a packet nothing, but user space sees neither jiffies nor how many of them make a
-//! second. So the agent runs a program that returns them.
+//! second. So the agent runs a program that returns them, and leaves it to others who read the tables.
 
 use std::{
+    fs, io,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{
+    pin::PinError as AyaPinError,
+    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
+};
 use proxy_common::time::Ticks;
 
-/// The clock program could not be run.
+use super::{
+    load::Program,
+    pins::{self, Pins},
+};
+
+/// Why there is no time.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the kernel's clock")]
-pub struct ClockError(#[source] Box<ProgramError>);
+pub enum ClockError {
+    /// The clock program could not be run.
+    #[error("cannot read the kernel's clock")]
+    Unreadable(#[source] Box<ProgramError>),
+    /// The clock program could not be opened.
+    #[error("cannot open the kernel's clock at {}", path.display())]
+    Absent {
+        /// Its pin.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The clock program could not be pinned.
+    #[error("cannot pin the kernel's clock at {}", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: AyaPinError,
+    },
+    /// The pin could not be changed.
+    #[error("{}", path.display())]
+    Io {
+        /// What file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The kernel's clock, for those who have not loaded the datapath.
+pub struct Clock(SchedClassifier);
+
+impl Clock {
+    /// The program that an agent has left.
+    pub fn open(pins: &Pins) -> Result<Self, ClockError> {
+        let path = pin(pins);
+        let program = SchedClassifier::from_pin(&path);
+        program.map(Self).map_err(|source| ClockError::Absent { path, source: Box::new(source) })
+    }
+
+    /// The time, in ticks.
+    pub fn now(&self) -> Result<Ticks, ClockError> {
+        now(&self.0)
+    }
+}
+
+/// The pin of the clock program.
+fn pin(pins: &Pins) -> PathBuf {
+    pins.programs().join(Program::Clock.name())
+}
+
+/// Leaves the clock program where [`Clock::open`] finds it, in place of what an earlier run has left.
+pub(super) fn leave(pins: &Pins, clock: &mut SchedClassifier) -> Result<(), ClockError> {
+    let path = pin(pins);
+    let next = pins.programs().join(format!("{}-next", Program::Clock.name()));
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| ClockError::Io { path, source }
+    };
+    // An agent that ended at a bad moment may have left it.
+    pins::unpin(&next).map_err(failed(&next))?;
+    clock.pin(&next).map_err(|source| ClockError::Pin { path: next.clone(), source })?;
+    fs::rename(&next, &path).map_err(failed(&path))
+}
 
 /// How long to watch the clock: long enough to tell the possible rates apart, short enough for a start-up.
 const WATCH: Duration = Duration::from_millis(100);
@@ -30,7 +106,7 @@ pub(super) fn now(clock: &SchedClassifier) -> Result<Ticks, ClockError> {
     // The kernel wants a frame to run a tc program on; this one ignores it.
     let frame = [0; 14];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-    let result = clock.test_run(options).map_err(|error| ClockError(Box::new(error)))?;
+    let result = clock.test_run(options).map_err(|error| ClockError::Unreadable(Box::new(error)))?;
     Ok(Ticks(result.return_value))
 }
 

@@ -1,8 +1,9 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
+    Frontends, LostEvents, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+    SourceRanges, Table,
 };
 
 /// Something to be done with every table.
@@ -33,5 +34,8 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<ServiceNames>()?;
     visitor.visit::<ServiceTraffic>()?;
     visitor.visit::<ServiceDrops>()?;
-    visitor.visit::<Drops>()
+    visitor.visit::<Drops>()?;
+    visitor.visit::<EventLease>()?;
+    visitor.visit::<Events>()?;
+    visitor.visit::<LostEvents>()
 }

@@ -154,6 +154,11 @@ pub struct Datapath {
 }
 
 impl Datapath {
+    /// An object whose maps are there, and none of whose programs are.
+    pub(super) const fn over(ebpf: Ebpf) -> Self {
+        Self { ebpf, logger: None }
+    }
+
     /// A program, loaded by now.
     pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, LoadError> {
         let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
@@ -211,7 +216,9 @@ pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
     for program in Program::EVERYWHERE {
         datapath.program(program)?;
     }
-    let hz = clock::rate(datapath.program(Program::Clock)?)?;
+    let clock = datapath.program(Program::Clock)?;
+    clock::leave(pins, clock)?;
+    let hz = clock::rate(clock)?;
     tracing::debug!(hz, "kernel clock");
     settle(pins, hz)?;
     Ok(datapath)

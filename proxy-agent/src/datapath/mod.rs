@@ -1,26 +1,31 @@
 //! The kernel side as the agent sees it: programs, maps, links. The only place that names aya.
 
 mod attach;
+mod batch;
 mod cleanup;
 mod clock;
 mod list;
+mod listen;
 mod load;
 mod log;
 mod map;
 mod pins;
 mod preflight;
+mod probe;
 mod sockets;
 mod sweep;
 mod tables;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
 pub use cleanup::{CleanupError, Removed, cleanup};
-pub use clock::ClockError;
+pub use clock::{Clock, ClockError};
+pub use listen::{EventStream, ListenError};
 pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
 pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
+pub use probe::{Feature, VERIFIER_LIMIT, Verified, check_process, features, program_names, verify};
 pub use sockets::{SocketHook, SocketHookError, attach_socket, detach_sockets, socket_hooks};
 pub use sweep::{Pressure, Sweep, sweep};
 pub use tables::KernelTables;

@@ -30,7 +30,7 @@ pub enum PinError {
     },
 }
 
-/// The directory of one node's pins: `<dir>/v<layout>/{maps,links}`. The layout version keeps an agent from
+/// The directory of one node's pins: `<dir>/v<layout>/{maps,links,programs}`. The layout version keeps an agent from
 /// adopting maps that it would misread.
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -55,7 +55,7 @@ impl Pins {
         if kind.filesystem_type() != BPF_FS_MAGIC {
             return Err(PinError::NotBpffs(existing.to_owned()));
         }
-        for path in [self.maps(), self.links()] {
+        for path in [self.maps(), self.links(), self.programs()] {
             fs::create_dir_all(&path).map_err(|source| PinError::Io {
                 action: "cannot create the directory",
                 path,
@@ -128,6 +128,12 @@ impl Pins {
     #[must_use]
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    /// The directory of pins of programs that are attached nowhere.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.root.join("programs")
     }
 }
 

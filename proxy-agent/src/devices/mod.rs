@@ -5,7 +5,7 @@
 //!                                 +-- row:       class, pod traffic, source addresses
 //! ```
 //!
-//! Only [`watch`](Devices) asks the kernel; everything else is a function of an [`Inventory`].
+//! Only [`watch`](Devices) asks the kernel, and [`ways_to`] for people; everything else is a function of an [`Inventory`].
 
 mod class;
 mod inventory;
@@ -13,6 +13,7 @@ mod placement;
 mod row;
 mod source;
 mod watch;
+mod way;
 
 pub use class::{Class, ClassRules, NamePattern, ParsePatternError};
 pub use inventory::{Address, Device, DeviceKind, Ifindex, Inventory, LinkHeader, Standing};
@@ -20,3 +21,4 @@ pub use placement::{Skip, placement};
 pub use row::{DeviceRules, PodDevices, row};
 pub use source::node_address;
 pub use watch::{DeviceError, Devices, list, name_of};
+pub use way::{Way, way_to, ways_to};

@@ -23,7 +23,9 @@ use proxy_common::{
 };
 use serde::Serialize;
 
+pub(super) use pods::pod_name;
 pub use pods::{PodRow, PodStatus};
+pub(super) use print::explanation;
 pub use sockets::{MissingHook, SocketHookRow, SocketStatus};
 
 use super::ShowError;
@@ -104,7 +106,7 @@ pub struct TableRow {
 }
 
 /// Reads it from the kernel.
-pub fn status(pins: &Pins) -> Result<Status, ShowError> {
+pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
     let mut flows = BTreeMap::new();
     let mut rewritten_sources = 0;
     let mut entries = 0;

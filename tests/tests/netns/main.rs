@@ -8,7 +8,7 @@
 //! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`],
 //! [`dns`], [`devices`], [`manifests`]), does it outlive the agent ([`lifecycle`]), also with the privileges of its container alone
 //! ([`deploy`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
-//! ([`demo`], [`bench`], [`status`])?
+//! ([`demo`], [`bench`], [`status`], [`show`])?
 
 mod bench;
 mod configuration;
@@ -37,6 +37,7 @@ mod refuse;
 mod reset;
 mod sctp;
 mod shapes;
+mod show;
 mod sockets;
 mod source;
 mod spread;

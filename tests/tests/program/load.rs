@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
+    Frontends, LostEvents, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+    SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -50,6 +51,7 @@ fn describe<T: Table>() -> (String, (MapType, usize, usize, usize)) {
         TableKind::LpmTrie => MapType::LpmTrie,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
+        TableKind::Ring => MapType::RingBuf,
     };
     (T::NAME.to_owned(), (kind, size_of::<T::Key>(), size_of::<T::Value>(), T::CAPACITY as usize))
 }
@@ -78,6 +80,9 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<ServiceDrops>(),
             describe::<Settings>(),
             describe::<Drops>(),
+            describe::<EventLease>(),
+            describe::<Events>(),
+            describe::<LostEvents>(),
         ]
         .map(|(name, what)| (name, format!("{what:?}"))),
     );
