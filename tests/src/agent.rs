@@ -84,6 +84,11 @@ impl Agent {
         self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
+    /// From its next life on, this program is what runs; see [`Variant`](crate::variant::Variant).
+    pub fn run_from(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     /// From its next life on, it and its commands run as in a container with these capabilities and no others: they have
     /// no way to get more, and cannot write to the root file system.
     pub fn contain(&mut self, capabilities: &BTreeSet<String>) {
@@ -147,15 +152,24 @@ impl Agent {
     ///
     /// If the agent ends instead, or takes too long.
     pub fn wait_until_synced(&mut self) -> Result<()> {
-        let what = format!("the agent of {} is in sync", self.node);
-        let synced = wait_until(&what, || {
-            // The kernel's tables cannot tell whether more is to come; only the agent can.
+        // The kernel's tables cannot tell whether more is to come; only the agent can.
+        self.wait_until_said(" synced ")
+    }
+
+    /// Waits until it has logged these words since it started.
+    ///
+    /// # Errors
+    ///
+    /// If the agent ends instead, or takes too long.
+    pub fn wait_until_said(&mut self, words: &str) -> Result<()> {
+        let what = format!("the agent of {} says {words:?}", self.node);
+        let said = wait_until(&what, || {
             let log = self.log()?;
-            let synced = log.lines().skip(self.lines_before).any(|line| line.contains(" synced "));
+            let said = log.lines().skip(self.lines_before).any(|line| line.contains(words));
             self.expect_alive()?;
-            Ok(synced.then_some(()))
+            Ok(said.then_some(()))
         });
-        synced.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
+        said.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
     }
 
     /// Writes a manifest of no other use than to see when it has been served: see [`Deployment::settle`].

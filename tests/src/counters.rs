@@ -15,6 +15,19 @@ pub fn syn_retransmissions(namespace: &Namespace) -> Result<u64> {
     value(&read(namespace, "netstat")?, "TcpExt:", "TCPSynRetrans")
 }
 
+/// How many TCP segments of this namespace have been lost so far. One that was sent again although the first arrived, only
+/// late, is no loss: the other end says so (RFC 2883).
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn segments_lost(namespace: &Namespace) -> Result<u64> {
+    let extended = read(namespace, "netstat")?;
+    let needless = value(&extended, "TcpExt:", "TCPDSACKRecvSegs")?;
+    let repeated = value(&read(namespace, "snmp")?, "Tcp:", "RetransSegs")?;
+    Ok(repeated.saturating_sub(needless))
+}
+
 /// How many connections this namespace has reset so far.
 ///
 /// # Errors

@@ -26,5 +26,6 @@ pub mod service;
 pub mod shipped;
 pub mod topology;
 pub mod traffic;
+pub mod variant;
 pub mod view;
 pub mod wait;
