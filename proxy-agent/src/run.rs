@@ -359,11 +359,22 @@ impl Agent {
         self.sockets.note_addresses(&all);
         // Before packets get a new address as their source, answers to it must be looked for.
         self.program();
-        Ok(self.placing.place(&mut self.datapath, &self.pins, &all)?)
+        self.placing.place(&mut self.datapath, &self.pins, &all)?;
+        self.keep_programs();
+        Ok(())
     }
 
     fn serve_sockets(&mut self) {
         self.sockets.serve(&mut self.datapath, &self.pins);
+        self.keep_programs();
+    }
+
+    /// What serves now, another agent may have to go on with. Says which of this one's programs do not.
+    fn keep_programs(&mut self) {
+        if let Err(error) = self.datapath.keep() {
+            warn!("{}; an agent whose programs are refused has none to go on with", crate::report(&error));
+        }
+        self.telling.refused(self.datapath.refused());
     }
 
     /// Looks at a part of the tables, if it is time.

@@ -29,7 +29,7 @@ const COMPARISONS: [u8; 4] = [0x1d, 0x5d, 0x1e, 0x5e];
 pub enum Variant {
     /// They do the same by other instructions.
     Rewritten,
-    /// The kernel refuses this one, which returns what it has never set.
+    /// The kernel refuses this one: it ends at once, returns what it has never set, and what follows is out of reach.
     Refused(&'static str),
 }
 

@@ -3,6 +3,7 @@
 mod attach;
 mod cleanup;
 mod clock;
+mod kept;
 mod list;
 mod load;
 mod log;
@@ -16,6 +17,7 @@ mod tables;
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
 pub use cleanup::{CleanupError, Removed, cleanup};
 pub use clock::ClockError;
+pub use kept::KeepError;
 pub use load::{Datapath, LoadError, OBJECT, Program, SocketProgram, load};
 pub use log::forward as forward_log;
 pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable};

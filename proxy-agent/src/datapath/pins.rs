@@ -30,7 +30,7 @@ pub enum PinError {
     },
 }
 
-/// The directory of one node's pins: `<dir>/v<layout>/{maps,links}`. The layout version keeps an agent from
+/// The directory of one node's pins: `<dir>/v<layout>/{maps,links,programs}`. The layout version keeps an agent from
 /// adopting maps that it would misread.
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -122,6 +122,16 @@ impl Pins {
     #[must_use]
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
+    }
+
+    /// The pin of a program that has served.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
+    }
+
+    /// The directory of programs that have served.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.root.join("programs")
     }
 
     /// The directory of link pins.

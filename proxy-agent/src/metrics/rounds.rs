@@ -42,6 +42,7 @@ pub struct LoopMetrics {
     devices: Family<Labels<1>, Gauge>,
     socket_programs: Gauge,
     lost_programs: Counter,
+    refused_programs: Gauge,
     sweeps: Histogram,
     sweep_removals: Counter,
     pressure: Gauge,
@@ -103,6 +104,7 @@ impl Default for LoopMetrics {
             devices: Family::default(),
             socket_programs: Gauge::default(),
             lost_programs: Counter::default(),
+            refused_programs: Gauge::default(),
             sweeps: work_buckets(),
             sweep_removals: Counter::default(),
             pressure: Gauge::default(),
@@ -141,6 +143,11 @@ impl LoopMetrics {
     /// Somebody has taken the programs off so many devices.
     pub fn lost_programs(&self, devices: usize) {
         self.lost_programs.inc_by(devices as u64);
+    }
+
+    /// The kernel has refused so many programs.
+    pub fn refused(&self, programs: usize) {
+        set(&self.refused_programs, programs);
     }
 
     /// The flow table was swept.
@@ -218,6 +225,8 @@ impl LoopMetrics {
         registry.register("sluice_devices", "Network devices by what became of them", self.devices.clone());
         let help = "Devices that somebody has taken the programs off";
         registry.register("sluice_lost_programs", help, self.lost_programs.clone());
+        let help = "Programs that the kernel has refused, and that those of an earlier agent stand in for";
+        registry.register("sluice_refused_programs", help, self.refused_programs.clone());
         let help = "Programs that are attached to sockets";
         registry.register("sluice_socket_programs", help, self.socket_programs.clone());
         registry.register(

@@ -188,6 +188,17 @@ impl Telling {
         self.outlets.metrics.swept(sweep, took);
     }
 
+    /// The kernel has refused these programs, and earlier ones stand in for them.
+    pub(super) fn refused(&self, programs: impl Iterator<Item = &'static str>) {
+        let programs: Vec<_> = programs.collect();
+        self.outlets.metrics.refused(programs.len());
+        self.outlets.progress.send_if_modified(|progress| {
+            let is_news = progress.refused != programs;
+            progress.refused = programs;
+            is_news
+        });
+    }
+
     /// Somebody has taken the programs off so many devices.
     pub(super) fn lost_programs(&self, devices: usize) {
         self.outlets.metrics.lost_programs(devices);

@@ -1,16 +1,18 @@
 //! Whatever happens to the agent, a thousand open connections, streams of datagrams and new connections do not notice.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
-use proxy_agent::datapath::{Pins, pinned_hooks};
+use proxy_agent::datapath::{Pins, SocketHook, pinned_hooks, socket_hooks};
 use sluice_tests::{
     agent::Agent,
     deployment::Deployment,
     harness::Setup,
+    scrape::HEALTH_PORT,
     service::Service,
-    traffic::{Passed, Steady},
+    topology::{Cluster, Family},
+    traffic::{Connection, Passed, Source, Steady},
     variant::Variant,
 };
 
@@ -19,11 +21,17 @@ use crate::Backend;
 /// Connections that are open all the time.
 const OPEN: usize = 1000;
 
-/// What happens to the agents, while there is such traffic.
-type Event = fn(&mut Deployment, &Steady) -> Result<()>;
+/// Where it happens.
+struct Scene<'a> {
+    cluster: &'a Cluster,
+    agents: &'a mut Deployment,
+    service: &'a Service,
+    steady: &'a Steady,
+}
 
-/// From a pod and from the node itself, to a backend on the same node and one on another.
-fn undisturbed_by(event: Event) {
+/// There is such traffic from a pod and from the node itself, to a backend on the same node and one on another, while the
+/// event happens.
+fn undisturbed_by(event: fn(Scene<'_>) -> Result<()>) {
     Setup::new(2).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
@@ -35,7 +43,7 @@ fn undisturbed_by(event: Event) {
         let servers = [&near, &far].map(|backend| &backend.pod.machine.namespace);
         let steady = Steady::start(&clients, &service, &servers, OPEN)?;
         steady.expect_use()?;
-        event(agents, &steady)?;
+        event(Scene { cluster, agents, service: &service, steady: &steady })?;
         steady.expect_use()?;
         let passed = steady.stop()?;
         let Passed { connections, messages, datagrams, new } = passed;
@@ -44,6 +52,13 @@ fn undisturbed_by(event: Event) {
         // They go on doing as they are told.
         agents.serve(&service.without("near"))
     });
+}
+
+/// The agents end, and others run from now on.
+fn replace(agents: &mut Deployment, binary: &Path) -> Result<()> {
+    terminate(agents)?;
+    agents.agents.iter_mut().for_each(|agent| agent.run_from(binary.to_owned()));
+    resume(agents)
 }
 
 /// Every agent runs again, and has caught up.
@@ -63,11 +78,19 @@ fn terminate(agents: &mut Deployment) -> Result<()> {
 
 /// The tags of the programs that are attached, which are digests of their code, by program.
 fn code(agent: &Agent) -> Result<BTreeMap<&'static str, u64>> {
-    let hooks = agent.namespace().run(|| Ok(pinned_hooks(&Pins::new(agent.bpffs()))?))?;
+    let programs = agent.namespace().run(|| {
+        let pins = Pins::new(agent.bpffs());
+        let devices = pinned_hooks(&pins)?.into_iter().map(|hook| (hook.program.name(), hook.program_id));
+        let sockets = socket_hooks(&pins).into_iter().map(|(program, hook)| match hook {
+            SocketHook::Attached { program: id, .. } => (program.name(), Some(id)),
+            _ => (program.name(), None),
+        });
+        Ok(devices.chain(sockets).collect::<Vec<_>>())
+    })?;
     let tags: BTreeMap<_, _> =
         loaded_programs().flatten().map(|program| (program.id(), program.tag())).collect();
     let tag = |id: Option<u32>| id.and_then(|id| tags.get(&id)).copied().context("a program of that id");
-    hooks.iter().map(|hook| Ok((hook.program.name(), tag(hook.program_id)?))).collect()
+    programs.into_iter().map(|(name, id)| Ok((name, tag(id)?))).collect()
 }
 
 fn all_code(agents: &Deployment) -> Result<Vec<BTreeMap<&'static str, u64>>> {
@@ -76,7 +99,7 @@ fn all_code(agents: &Deployment) -> Result<Vec<BTreeMap<&'static str, u64>>> {
 
 #[test]
 fn restarts_are_not_noticed() {
-    undisturbed_by(|agents, steady| {
+    undisturbed_by(|Scene { agents, steady, .. }| {
         terminate(agents)?;
         steady.expect_use().context("without agents")?;
         resume(agents)
@@ -85,7 +108,7 @@ fn restarts_are_not_noticed() {
 
 #[test]
 fn agents_that_are_killed_are_not_missed() {
-    undisturbed_by(|agents, steady| {
+    undisturbed_by(|Scene { agents, steady, .. }| {
         agents.agents.iter_mut().try_for_each(Agent::kill)?;
         steady.expect_use().context("without agents")?;
         resume(agents)
@@ -95,7 +118,7 @@ fn agents_that_are_killed_are_not_missed() {
 /// As soon as they have begun to load, attach or write, and whatever they are at then.
 #[test]
 fn agents_that_are_killed_while_they_start_are_not_missed() {
-    undisturbed_by(|agents, steady| {
+    undisturbed_by(|Scene { agents, steady, .. }| {
         agents.agents.iter_mut().try_for_each(Agent::kill)?;
         for word in ["datapath loaded", " attached ", "attached to sockets", " synced "] {
             for agent in &mut agents.agents {
@@ -111,13 +134,11 @@ fn agents_that_are_killed_while_they_start_are_not_missed() {
 
 #[test]
 fn upgrades_to_other_programs_and_downgrades_are_not_noticed() {
-    undisturbed_by(|agents, steady| {
+    undisturbed_by(|Scene { agents, steady, .. }| {
         let built = sluice_tests::agent::binary()?;
         let before = all_code(agents)?;
         for (binary, is_new) in [(Variant::Rewritten.build()?, true), (built, false)] {
-            terminate(agents)?;
-            agents.agents.iter_mut().for_each(|agent| agent.run_from(binary.clone()));
-            resume(agents)?;
+            replace(agents, &binary)?;
             let now = all_code(agents)?;
             ensure!((now != before) == is_new, "{before:x?} {now:x?}");
             steady.expect_use().with_context(|| format!("from {}", binary.display()))?;
@@ -126,9 +147,48 @@ fn upgrades_to_other_programs_and_downgrades_are_not_noticed() {
     });
 }
 
+/// Those of the agent before stand in for them, on devices that come later too. The agent says so, and so does whoever asks
+/// whether it is ready; load balancers and kubelet have nothing to do about it.
+#[test]
+fn programs_that_the_kernel_refuses_leave_those_that_serve() {
+    undisturbed_by(|Scene { cluster, agents, service, steady }| {
+        let built = sluice_tests::agent::binary()?;
+        for (program, last) in [("sluice_ingress", "late"), ("sluice_connect4", "later")] {
+            // Other ones first, so that it shows whose serve.
+            replace(agents, &Variant::Rewritten.build()?)?;
+            let before = all_code(agents)?;
+            replace(agents, &Variant::Refused(program).build()?)?;
+            steady.expect_use().with_context(|| format!("without {program}"))?;
+            for (agent, before) in agents.agents.iter().zip(&before) {
+                let now = code(agent)?;
+                ensure!(before.get(program) == now.get(program), "{program}: {before:x?} {now:x?}");
+                ensure!(*before != now, "the other programs are this agent's: {now:x?}");
+                let log = agent.log()?;
+                let said = log.lines().find(|line| line.contains(&format!("refused program {program}: ")));
+                let said = said.with_context(|| format!("nothing is said of {program}"))?;
+                ensure!(said.contains("ERROR") && said.contains("Verifier output"), "{said}");
+                let reply = agent.ask_over_http(HEALTH_PORT, "/readyz")?;
+                ensure!(reply.status == 503 && reply.body.contains(program), "{reply:?}");
+                ensure!(agent.scrape()?.value("sluice_refused_programs")? == 1.0);
+                ensure!(agent.ask_over_http(HEALTH_PORT, "/livez")?.status == 200);
+            }
+            let late = cluster.nodes[0].add_pod(last)?;
+            agents.settle()?;
+            for family in Family::ALL {
+                Connection::open(&late.machine.namespace, service.frontend(family), Source::AnyPort)?;
+            }
+        }
+        replace(agents, &built)?;
+        for agent in &agents.agents {
+            ensure!(agent.ask_over_http(HEALTH_PORT, "/readyz")?.status == 200);
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn changes_of_configuration_are_not_noticed() {
-    undisturbed_by(|agents, steady| {
+    undisturbed_by(|Scene { agents, steady, .. }| {
         for arguments in [&["--masquerade-all"][..], &["--socket-lb=host-only", "--conntrack-udp-timeout=9s"], &[]] {
             terminate(agents)?;
             agents.agents.iter_mut().for_each(|agent| agent.tell(arguments));
