@@ -4,6 +4,7 @@
 //! commit, and come back soon if something could not be finished.
 
 mod audit;
+mod layouts;
 mod placing;
 mod settings;
 mod sockets;
@@ -188,6 +189,8 @@ struct Agent {
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
     auditing: Auditing,
+    /// How long programs of other layouts go on with their flows.
+    old_layouts_stay: Duration,
     /// When the flow table is to be swept again.
     sweep_at: Instant,
     /// How full the latest sweep left the flow table.
@@ -218,6 +221,7 @@ impl Agent {
             "datapath loaded; frontends found from an earlier run go on serving"
         );
         Ok(Self {
+            old_layouts_stay: layouts::stay(&timeouts),
             settings: Settings::start(&pins, node_ports, timeouts)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
@@ -287,7 +291,7 @@ impl Agent {
                 took = ?before.elapsed(),
                 "synced"
             );
-            self.remove_other_layouts();
+            self.look_after_other_layouts();
         }
         self.telling.end_round(failing, &mut self.model, &self.addresses);
         self.telling.stand(&self.standing());
@@ -315,26 +319,6 @@ impl Agent {
             settings.flags = settings.flags.with(SocketFlags::PODS_LISTED);
         }
         settings
-    }
-
-    /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so
-    /// the sooner one stops the better. This build cannot read their flows and so cannot take them over.
-    fn remove_other_layouts(&self) {
-        let removed = self.pins.others().and_then(|others| {
-            others.iter().try_for_each(|other| {
-                let links = other.remove()?;
-                let pins = other.root().display();
-                info!(
-                    %pins,
-                    links,
-                    "removed the links and tables of another layout; connections that began through them end"
-                );
-                Ok(())
-            })
-        });
-        if let Err(error) = removed {
-            warn!("{}; links and tables of another layout remain", crate::report(&error));
-        }
     }
 
     /// As [`Agent::place`], but what fails now may succeed later: the programs that are attached go on.
@@ -395,5 +379,6 @@ impl Agent {
         }
         self.sockets.notice_losses(&self.pins);
         self.serve_sockets();
+        self.look_after_other_layouts();
     }
 }

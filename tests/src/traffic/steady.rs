@@ -32,6 +32,7 @@ pub struct Steady {
     open: Worker,
     streams: Vec<Worker>,
     new: Vec<Worker>,
+    moves: Arc<AtomicU64>,
     clients: Vec<Namespace>,
     servers: Vec<Namespace>,
 }
@@ -43,8 +44,10 @@ pub struct Passed {
     pub connections: usize,
     /// Messages that came back on them.
     pub messages: u64,
-    /// Datagrams that were answered, all of them by the backend that answered the first of their stream.
+    /// Datagrams that were answered.
     pub datagrams: u64,
+    /// How often a stream was answered by another backend than before.
+    pub moves: u64,
     /// Connections that were made meanwhile; half as many sockets asked by UDP.
     pub new: u64,
 }
@@ -70,12 +73,13 @@ impl Steady {
         }
         open.iter_mut().try_for_each(Connection::start_echo)?;
         let connections = open.len();
-        let stop = Arc::default();
+        let (stop, moves) = (Arc::default(), Arc::<AtomicU64>::default());
         let streams = tos.into_iter().map(|to| {
             let socket = from.run(|| Ok(UdpSocket::bind((Family::of(to.ip()).unspecified(), 0))?))?;
             socket.connect(to)?;
             socket.set_nonblocking(true)?;
-            Ok(Worker::start("the stream of datagrams", &stop, move |turns| stream(&socket, turns)))
+            let moves = Arc::clone(&moves);
+            Ok(Worker::start("the stream of datagrams", &stop, move |turns| stream(&socket, turns, &moves)))
         });
         let streams = streams.collect::<Result<_>>()?;
         let new = clients.iter().map(|&from| {
@@ -86,7 +90,7 @@ impl Steady {
         let open = Worker::start("the open connections", &stop, move |turns| talk(&mut open, turns));
         let own = |namespaces: &[&Namespace]| namespaces.iter().map(|&one| one.clone()).collect();
         let (clients, servers) = (own(clients), own(servers));
-        Ok(Self { connections, stop, open, streams, new, clients, servers })
+        Ok(Self { connections, stop, open, streams, new, moves, clients, servers })
     }
 
     /// Waits until everything has been in use from now on: each connection, each stream, and new connections.
@@ -110,7 +114,9 @@ impl Steady {
         self.stop.store(true, Ordering::Relaxed);
         let messages = self.open.finish()?;
         let datagrams = finish(&mut self.streams)?;
-        let passed = Passed { connections: self.connections, messages, datagrams, new: finish(&mut self.new)? };
+        let new = finish(&mut self.new)?;
+        let moves = self.moves.load(Ordering::Relaxed);
+        let passed = Passed { connections: self.connections, messages, datagrams, moves, new };
         for namespace in &self.clients {
             let repeated = counters::syn_retransmissions(namespace)?;
             ensure!(repeated == 0, "{repeated} SYNs from {} were lost", namespace.name());
@@ -153,42 +159,57 @@ fn talk(connections: &mut [Connection], turns: &Turns) -> Result<u64> {
     Ok(number)
 }
 
-/// A datagram every now and then, answered or not. In the end, waits until every one is answered, once and by the same
-/// backend. Returns how many were sent.
-fn stream(socket: &UdpSocket, turns: &Turns) -> Result<u64> {
-    let (mut sent, mut answered, mut backends) = (0_u64, BTreeSet::new(), BTreeSet::new());
+/// A datagram every now and then, answered or not. In the end, waits until every one is answered, once. Counts how often
+/// another backend does. Returns how many were sent.
+fn stream(socket: &UdpSocket, turns: &Turns, moves: &AtomicU64) -> Result<u64> {
+    let mut answers = Answers::default();
+    let mut sent = 0_u64;
     while turns.next() {
         for _ in 0..TURN {
             socket.send(sent.to_string().as_bytes()).with_context(|| format!("send datagram {sent}"))?;
             sent += 1;
-            take_answers(socket, &mut answered, &mut backends)?;
+            answers.take(socket)?;
             thread::sleep(PACE);
         }
     }
     let until = Instant::now() + PATIENCE;
-    while (answered.len() as u64) < sent && Instant::now() < until {
-        take_answers(socket, &mut answered, &mut backends)?;
+    while (answers.numbers.len() as u64) < sent && Instant::now() < until {
+        answers.take(socket)?;
         thread::sleep(PACE);
     }
-    let missing: Vec<_> = (0..sent).filter(|number| !answered.contains(number)).collect();
+    let missing: Vec<_> = (0..sent).filter(|number| !answers.numbers.contains(number)).collect();
     ensure!(missing.is_empty(), "{} of {sent} datagrams were lost: {missing:?}", missing.len());
-    ensure!(backends.len() == 1, "one stream went to {backends:?}");
+    moves.fetch_add(answers.moves, Ordering::Relaxed);
     Ok(sent)
 }
 
-fn take_answers(socket: &UdpSocket, answered: &mut BTreeSet<u64>, backends: &mut BTreeSet<String>) -> Result<()> {
-    let mut buffer = [0; 512];
-    loop {
-        let length = match socket.recv(&mut buffer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => bail!("after {} answers: {error}", answered.len()),
-        };
-        let text = std::str::from_utf8(&buffer[..length])?;
-        let mut words = text.split(' ');
-        let (backend, number) = (words.next().context("a name")?, words.nth(1).context("a number")?.parse()?);
-        ensure!(answered.insert(number), "datagram {number} was answered twice");
-        backends.insert(backend.to_owned());
+/// What came back on a stream.
+#[derive(Debug, Default)]
+struct Answers {
+    numbers: BTreeSet<u64>,
+    backend: String,
+    moves: u64,
+}
+
+impl Answers {
+    /// Takes those that are there.
+    fn take(&mut self, socket: &UdpSocket) -> Result<()> {
+        let mut buffer = [0; 512];
+        loop {
+            let length = match socket.recv(&mut buffer) {
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => bail!("after {} answers: {error}", self.numbers.len()),
+            };
+            let mut words = std::str::from_utf8(&buffer[..length])?.split(' ');
+            let backend = words.next().context("a name")?;
+            let number = words.nth(1).context("a number")?.parse()?;
+            ensure!(self.numbers.insert(number), "datagram {number} was answered twice");
+            if self.backend != backend {
+                self.moves += u64::from(!self.backend.is_empty());
+                backend.clone_into(&mut self.backend);
+            }
+        }
     }
 }
 

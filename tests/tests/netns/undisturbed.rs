@@ -1,6 +1,10 @@
 //! Whatever happens to the agent, a thousand open connections, streams of datagrams and new connections do not notice.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
@@ -9,17 +13,20 @@ use sluice_tests::{
     agent::Agent,
     deployment::Deployment,
     harness::Setup,
+    sandbox::Sandbox,
     scrape::HEALTH_PORT,
     service::Service,
     topology::{Cluster, Family},
-    traffic::{Connection, Passed, Source, Steady},
+    traffic::{Chatter, Connection, Passed, Source, Steady},
     variant::Variant,
+    wait::wait_until,
 };
 
 use crate::Backend;
 
 /// Connections that are open all the time.
 const OPEN: usize = 1000;
+const NODE_PORT: u16 = 30_080;
 
 /// Where it happens.
 struct Scene<'a> {
@@ -29,29 +36,45 @@ struct Scene<'a> {
     steady: &'a Steady,
 }
 
-/// There is such traffic from a pod and from the node itself, to a backend on the same node and one on another, while the
+/// There is such traffic from a pod and from the node itself, and some from outside, to a backend on the same node and one on another, while the
 /// event happens.
 fn undisturbed_by(event: fn(Scene<'_>) -> Result<()>) {
+    let passed = happen(event);
+    assert!(passed.is_none_or(|passed| passed.moves == 0), "streams went to other backends: {passed:?}");
+}
+
+/// As that, but datagrams may go to another backend. Returns what passed, unless this machine cannot do it.
+fn happen(event: fn(Scene<'_>) -> Result<()>) -> Option<Passed> {
+    let mut result = None;
     Setup::new(2).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
         let near = Backend::on(node, "near")?;
         let far = Backend::on(&cluster.nodes[1], "far")?;
-        let service = Service::new("echo", 1).with(&near.pod).with(&far.pod);
+        let service = Service::new("echo", 1).with(&near.pod).with(&far.pod).with_node_port(NODE_PORT);
         agents.serve(&service)?;
+        // Those with the backend on the other node have the node's address there.
+        let outside = (0..8).map(|number| {
+            let to = node.addresses.at(NODE_PORT).of(Family::ALL[number % 2]);
+            Chatter::start(Connection::open(&cluster.client.namespace, to, Source::AnyPort)?)
+        });
+        let outside = outside.collect::<Result<Vec<_>>>()?;
         let clients = [&client.machine.namespace, &node.namespace];
         let servers = [&near, &far].map(|backend| &backend.pod.machine.namespace);
         let steady = Steady::start(&clients, &service, &servers, OPEN)?;
         steady.expect_use()?;
         event(Scene { cluster, agents, service: &service, steady: &steady })?;
         steady.expect_use()?;
+        outside.iter().try_for_each(|talk| talk.expect_more(2)).context("from outside")?;
+        outside.into_iter().try_for_each(|talk| talk.stop().map(drop))?;
         let passed = steady.stop()?;
-        let Passed { connections, messages, datagrams, new } = passed;
-        println!("{connections} connections, {messages} messages, {datagrams} datagrams, {new} new connections");
-        ensure!(connections == OPEN, "{passed:?}");
+        println!("nothing was lost: {passed:?}");
+        ensure!(passed.connections == OPEN, "{passed:?}");
+        result = Some(passed);
         // They go on doing as they are told.
         agents.serve(&service.without("near"))
     });
+    result
 }
 
 /// The agents end, and others run from now on.
@@ -195,6 +218,84 @@ fn changes_of_configuration_are_not_noticed() {
             resume(agents)?;
             steady.expect_use().with_context(|| format!("told {arguments:?}"))?;
         }
+        Ok(())
+    });
+}
+
+/// What this build's pins are below.
+fn own(agent: &Agent) -> Result<PathBuf> {
+    let root = Pins::new(agent.bpffs()).root().to_owned();
+    Ok(Sandbox::shared()?.view(&root))
+}
+
+/// The directories of pins, one for each layout.
+fn layouts(agent: &Agent) -> Result<Vec<String>> {
+    let dir = fs::read_dir(Sandbox::shared()?.view(agent.bpffs()))?;
+    let mut names = dir.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// The agents are killed, and what they have left is another layout's from now on.
+fn leave_behind(agents: &mut Deployment, layout: &str) -> Result<()> {
+    agents.agents.iter_mut().try_for_each(|agent| {
+        agent.kill()?;
+        let own = own(agent)?;
+        fs::rename(&own, own.with_file_name(layout)).context("rename the layout")
+    })
+}
+
+/// Connections of the old layout go on by the programs of the old layout, also when that one comes back. Datagrams go by the
+/// new one's at once, which may choose another backend.
+#[test]
+fn connections_outlive_a_change_of_layout_and_back() {
+    let passed = happen(|Scene { cluster, agents, steady, .. }| {
+        let from = cluster.nodes[0].add_pod("other")?.machine.namespace;
+        let backend = Backend::on(&cluster.nodes[0], "backend")?;
+        let gone = Service::new("gone", 2).with(&backend.pod);
+        agents.serve(&gone)?;
+        Connection::open(&from, gone.frontend(Family::V4), Source::AnyPort)?;
+
+        leave_behind(agents, "v3")?;
+        resume(agents)?;
+        steady.expect_use().context("in another layout")?;
+        agents.withdraw(&gone)?;
+        let stale = Connection::open(&from, gone.frontend(Family::V4), Source::AnyPort);
+        ensure!(stale.is_err(), "the old layout begins connections: {stale:?}");
+        for agent in &agents.agents {
+            let own = own(agent)?;
+            let own = own.file_name().context("a name")?.to_string_lossy();
+            ensure!(layouts(agent)? == ["v3", &*own], "{:?}", layouts(agent));
+            ensure!(agent.log()?.contains("another layout begins no more connections"));
+        }
+
+        leave_behind(agents, "v9")?;
+        for agent in &agents.agents {
+            let own = own(agent)?;
+            fs::rename(own.with_file_name("v3"), &own)?;
+        }
+        resume(agents)?;
+        steady.expect_use().context("in the first layout again")
+    });
+    // Two streams, two changes.
+    assert!(passed.is_none_or(|passed| passed.moves <= 4), "{passed:?}");
+}
+
+/// When every connection had time to end. The timeout stands for that time.
+#[test]
+fn layouts_that_nobody_needs_any_more_are_removed() {
+    Setup::new(1).telling(&["--conntrack-tcp-timeout-established=1s"]).alone().run(|_, agents| {
+        leave_behind(agents, "v3")?;
+        resume(agents)?;
+        let mark = own(&agents.agents[0])?.with_file_name("v3/retired");
+        wait_until("the other layout is old enough", || {
+            Ok((fs::metadata(&mark)?.modified()?.elapsed()?.as_secs() >= 1).then_some(()))
+        })?;
+        agents.agents[0].kill()?;
+        resume(agents)?;
+        let agent = &agents.agents[0];
+        ensure!(layouts(agent)?.len() == 1, "{:?}", layouts(agent));
+        ensure!(agent.log()?.contains("removed the links and tables of another layout"));
         Ok(())
     });
 }
