@@ -68,8 +68,8 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Who is served at sockets.
     pub sockets: SocketOptions,
-    /// How long after an audit of the tables the next one begins.
-    pub audit_interval: Duration,
+    /// How long after an audit of the tables the next one begins; `None`: there are none.
+    pub audit_interval: Option<Duration>,
     /// How long flows may be silent.
     pub timeouts: ConntrackTimeouts,
 }
@@ -138,7 +138,7 @@ pub async fn run(
                 agent.finish_sweep(swept);
                 agent.look_after_programs(&mut devices).await;
             }
-            () = sleep_until(agent.auditing.due().into()) => agent.audit(),
+            () = reached(agent.auditing.due()) => agent.audit(),
             () = stale.proceed() => {}
             () = reached(retry_at) => {
                 retry_at = None;
@@ -363,8 +363,10 @@ impl Agent {
 
     /// Looks at a part of the tables, if it is time.
     fn audit(&mut self) {
-        let Self { auditing, model, tables, settings, placing, .. } = self;
-        auditing.go_on(model, tables, settings, placing);
+        let Self { auditing, model, tables, settings, placing, telling, .. } = self;
+        if let Some(verdict) = auditing.go_on(model, tables, settings, placing) {
+            telling.audited(&verdict);
+        }
     }
 
     /// Puts programs back that somebody has taken off.

@@ -55,13 +55,16 @@ fn contents(pins: &Pins) -> Result<Contents> {
     let backends: BTreeMap<_, _> = restored.backends.iter().copied().collect();
     let slots: BTreeMap<_, _> = restored.slots.iter().copied().collect();
     let run = |run: SlotRun| {
-        let slots = (run.base..run.base + run.count).map(|slot| slots.get(&slot).and_then(|id| backends.get(id)));
-        let mut ends: Vec<_> =
-            slots.map(|backend| backend.map_or_else(|| "nobody".to_owned(), |b| format!("{:?}", b.end()))).collect();
+        let slots =
+            (run.base..run.base + run.count).map(|slot| slots.get(&slot).and_then(|id| backends.get(id)));
+        let mut ends: Vec<_> = slots
+            .map(|backend| backend.map_or_else(|| "nobody".to_owned(), |b| format!("{:?}", b.end())))
+            .collect();
         ends.sort();
         ends
     };
-    let mut entries: BTreeSet<_> = restored.names.iter().map(|(id, _)| format!("service {}", name(*id))).collect();
+    let mut entries: BTreeSet<_> =
+        restored.names.iter().map(|(id, _)| format!("service {}", name(*id))).collect();
     entries.extend(restored.frontends.iter().map(|(key, frontend)| {
         let (inside, outside) = (run(frontend.slots), run(frontend.outside));
         let (flags, affinity) = (frontend.flags, frontend.affinity);
@@ -71,7 +74,8 @@ fn contents(pins: &Pins) -> Result<Contents> {
     entries.extend(live.map(|(_, backend)| {
         format!("backend {:?} of {}: {:#x}", backend.end(), name(backend.service), backend.flags.0)
     }));
-    entries.extend(restored.addresses.iter().map(|(address, flags)| format!("address {address:?}: {flags:?}")));
+    entries
+        .extend(restored.addresses.iter().map(|(address, flags)| format!("address {address:?}: {flags:?}")));
     entries.extend(restored.source_ranges.iter().map(|(range, _)| {
         let (length, data) = (range.prefix_length, range.data);
         format!("range {:?} {length} of {}", data.address, name(data.service))

@@ -77,7 +77,8 @@ impl Variant {
             else {
                 continue;
             };
-            let (base, _) = file.section_by_index(section)?.file_range().context("a section with contents")?;
+            let (base, _) =
+                file.section_by_index(section)?.file_range().context("a section with contents")?;
             let start = usize::try_from(base + symbol.address())?;
             let code = changed
                 .get_mut(start..start + usize::try_from(symbol.size())?)

@@ -8,9 +8,7 @@ use std::{
 
 use aya::{
     pin,
-    programs::{
-        CgroupSockAddr, CgroupSockAddrAttachType, Program as Any, ProgramError, SchedClassifier,
-    },
+    programs::{CgroupSockAddr, CgroupSockAddrAttachType, Program as Any, ProgramError, SchedClassifier},
 };
 
 use super::{

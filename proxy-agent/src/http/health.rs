@@ -113,7 +113,8 @@ fn report(question: Question, progress: &Progress, times: Times) -> (bool, Strin
         (family.family.as_str(), report)
     });
     let status = status.collect();
-    let report = Report { last_updated, current_time: wall, node_eligible, healthy, refused_programs, status };
+    let report =
+        Report { last_updated, current_time: wall, node_eligible, healthy, refused_programs, status };
     (is_well, serde_json::to_string(&report).unwrap_or_default())
 }
 
@@ -209,7 +210,10 @@ mod tests {
         progress.node_is_eligible = true;
         progress.refused = vec!["sluice_egress"];
         let (is_well, text) = asked(Question::Readyz, &progress, 30);
-        assert!(!is_well && text.contains(r#""healthy":false,"refusedPrograms":["sluice_egress"],"#), "{text}");
+        assert!(
+            !is_well && text.contains(r#""healthy":false,"refusedPrograms":["sluice_egress"],"#),
+            "{text}"
+        );
         for question in [Question::Healthz, Question::Livez] {
             let (is_well, text) = asked(question, &progress, 30);
             assert!(is_well && !text.contains("refused"), "{text}");

@@ -15,7 +15,10 @@ use prometheus_client::{
 use proxy_common::tables::{Devices as DevicesTable, Flows, Table as _};
 use proxy_model::{ChangeCounts, Family as IpFamily, NoLocalEndpoints, Trigger, Troubles};
 
-use super::{ByFamily, Histograms, Labels, ip_family, kernel::Fills, latency_buckets, work_buckets};
+use super::{
+    ByFamily, Histograms, Labels, Verdict, audits::Audits, ip_family, kernel::Fills, latency_buckets,
+    work_buckets,
+};
 use crate::datapath::{Pressure, Sweep};
 
 /// A number of seconds.
@@ -46,6 +49,7 @@ pub struct LoopMetrics {
     sweeps: Histogram,
     sweep_removals: Counter,
     pressure: Gauge,
+    audits: Audits,
     pub(super) fills: Fills,
 }
 
@@ -108,6 +112,7 @@ impl Default for LoopMetrics {
             sweeps: work_buckets(),
             sweep_removals: Counter::default(),
             pressure: Gauge::default(),
+            audits: Audits::default(),
             fills: Fills::default(),
         }
     }
@@ -148,6 +153,11 @@ impl LoopMetrics {
     /// The kernel has refused so many programs.
     pub fn refused(&self, programs: usize) {
         set(&self.refused_programs, programs);
+    }
+
+    /// An audit of the tables is over.
+    pub fn audited(&self, verdict: &Verdict, wall: Timestamp) {
+        self.audits.note(verdict, wall);
     }
 
     /// The flow table was swept.
@@ -238,6 +248,7 @@ impl LoopMetrics {
         registry.register("sluice_flow_sweep_removals", help, self.sweep_removals.clone());
         let help = "How the flow table is for room: 0 well, 1 filling up, 2 short";
         registry.register("sluice_flow_pressure", help, self.pressure.clone());
+        self.audits.register(registry);
         self.fills.register(registry);
     }
 

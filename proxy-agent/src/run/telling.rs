@@ -12,7 +12,7 @@ use crate::{
     events::{Event, Events},
     health::{Clock, Progress},
     http::{CheckAddresses, CheckUpdate},
-    metrics::{LoopMetrics, Standing},
+    metrics::{LoopMetrics, Standing, Verdict},
 };
 
 /// What is done for a Service, as Events call it.
@@ -181,6 +181,11 @@ impl Telling {
     /// This is how things stand.
     pub(super) fn stand(&self, standing: &Standing) {
         self.outlets.metrics.stand(standing);
+    }
+
+    /// An audit is over.
+    pub(super) fn audited(&self, verdict: &Verdict) {
+        self.outlets.metrics.audited(verdict, Timestamp::now());
     }
 
     /// The flow table was swept.

@@ -28,7 +28,9 @@ pub struct HostedApi {
 
 /// As long as this is held, the server accepts connections, as its kernel does that for it, and answers nothing.
 #[derive(Debug)]
-pub struct Hang(#[expect(dead_code, reason = "its end is what the server's thread waits for")] mpsc::Sender<()>);
+pub struct Hang(
+    #[expect(dead_code, reason = "its end is what the server's thread waits for")] mpsc::Sender<()>,
+);
 
 impl HostedApi {
     /// Starts one on a free port of the machine's IPv4 address.
@@ -39,7 +41,8 @@ impl HostedApi {
     pub fn start(machine: &Machine) -> Result<Self> {
         let (ready, started) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
-        let (namespace, address) = (machine.namespace.clone(), SocketAddr::new(machine.addresses.v4.into(), 0));
+        let (namespace, address) =
+            (machine.namespace.clone(), SocketAddr::new(machine.addresses.v4.into(), 0));
         let thread = thread::spawn(move || {
             let start = || {
                 namespace.enter()?;
@@ -56,7 +59,8 @@ impl HostedApi {
                 Err(error) => drop(ready.send(Err(error))),
             }
         });
-        let (runtime, server) = started.recv().context("the server's thread ended").and_then(|result| result)?;
+        let (runtime, server) =
+            started.recv().context("the server's thread ended").and_then(|result| result)?;
         let namespace = machine.namespace.clone();
         Ok(Self { server: Arc::new(server), namespace, runtime, stop: Some(stop), thread: Some(thread) })
     }

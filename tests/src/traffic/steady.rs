@@ -150,7 +150,9 @@ fn talk(connections: &mut [Connection], turns: &Turns) -> Result<u64> {
     while turns.next() {
         for group in connections.chunks_mut(GROUP) {
             for connection in group {
-                connection.echo(number).with_context(|| format!("message {number} to {}", connection.backend))?;
+                connection
+                    .echo(number)
+                    .with_context(|| format!("message {number} to {}", connection.backend))?;
                 number += 1;
             }
             thread::sleep(PACE);
@@ -219,9 +221,9 @@ fn renew(from: &Namespace, tos: [SocketAddr; 2], turns: &Turns) -> Result<u64> {
     while turns.next() {
         for number in 0..TURN {
             let to = tos[number % 2];
-            Connection::open(from, to, Source::AnyPort).and_then(Connection::abort).with_context(|| {
-                format!("new connection {made} from {}", from.name())
-            })?;
+            Connection::open(from, to, Source::AnyPort)
+                .and_then(Connection::abort)
+                .with_context(|| format!("new connection {made} from {}", from.name()))?;
             made += 1;
             if made.is_multiple_of(2) {
                 UdpClient::bind(from, Family::of(to.ip()))?.ask(to, made)?;

@@ -68,10 +68,14 @@ fn expect(agent: &Agent, from: &Pod, round: u8, pods: [&Pod; 2]) -> Result<()> {
     for (service, is_there) in services(round, pods) {
         if is_there { agent.wait_for_service(&service)? } else { agent.wait_for_absence(&service)? }
     }
-    let (service, _) = services(round, pods).into_iter().find(|(service, _)| service.pods().len() == 2).context("one with both")?;
+    let (service, _) = services(round, pods)
+        .into_iter()
+        .find(|(service, _)| service.pods().len() == 2)
+        .context("one with both")?;
     for family in Family::ALL {
         for protocol in Protocol::ALL {
-            let spread = Spread::measure(&from.machine.namespace, service.frontend(family), protocol, 50, |_| {})?;
+            let spread =
+                Spread::measure(&from.machine.namespace, service.frontend(family), protocol, 50, |_| {})?;
             spread.expect_uniform_over(&service.pods())?;
         }
     }
@@ -169,7 +173,10 @@ fn outages_of_the_api_are_not_noticed_and_made_up_for() {
             ongoing.end()?;
             expect(agent, &client, round, pods).with_context(|| format!("{outage:?}"))?;
             wait_until("the view is confirmed", || Ok((agent.scrape()?.value(AGE)? < last).then_some(())))?;
-            ensure!((lists(&api) > before) == (outage == Outage::Killed), "{outage:?}: a gap is closed by a list");
+            ensure!(
+                (lists(&api) > before) == (outage == Outage::Killed),
+                "{outage:?}: a gap is closed by a list"
+            );
         }
         steady.expect_use()?;
         println!("nothing was lost: {:?}", steady.stop()?);

@@ -212,7 +212,9 @@ fn programs_that_the_kernel_refuses_leave_those_that_serve() {
 #[test]
 fn changes_of_configuration_are_not_noticed() {
     undisturbed_by(|Scene { agents, steady, .. }| {
-        for arguments in [&["--masquerade-all"][..], &["--socket-lb=host-only", "--conntrack-udp-timeout=9s"], &[]] {
+        for arguments in
+            [&["--masquerade-all"][..], &["--socket-lb=host-only", "--conntrack-udp-timeout=9s"], &[]]
+        {
             terminate(agents)?;
             agents.agents.iter_mut().for_each(|agent| agent.tell(arguments));
             resume(agents)?;
@@ -231,7 +233,8 @@ fn own(agent: &Agent) -> Result<PathBuf> {
 /// The directories of pins, one for each layout.
 fn layouts(agent: &Agent) -> Result<Vec<String>> {
     let dir = fs::read_dir(Sandbox::shared()?.view(agent.bpffs()))?;
-    let mut names = dir.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
+    let mut names =
+        dir.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
 }
