@@ -15,17 +15,22 @@ pub fn syn_retransmissions(namespace: &Namespace) -> Result<u64> {
     value(&read(namespace, "netstat")?, "TcpExt:", "TCPSynRetrans")
 }
 
-/// How many TCP segments of this namespace have been lost so far. One that was sent again although the first arrived, only
-/// late, is no loss: the other end says so (RFC 2883).
+/// How many TCP segments this namespace has had to repeat so far, or thought so.
 ///
 /// # Errors
 ///
 /// If the kernel does not say.
-pub fn segments_lost(namespace: &Namespace) -> Result<u64> {
-    let extended = read(namespace, "netstat")?;
-    let needless = value(&extended, "TcpExt:", "TCPDSACKRecvSegs")?;
-    let repeated = value(&read(namespace, "snmp")?, "Tcp:", "RetransSegs")?;
-    Ok(repeated.saturating_sub(needless))
+pub fn repeated_segments(namespace: &Namespace) -> Result<u64> {
+    value(&read(namespace, "snmp")?, "Tcp:", "RetransSegs")
+}
+
+/// How many of them the other end has called needless, as the first one had arrived, only late (RFC 2883).
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn needless_segments(namespace: &Namespace) -> Result<u64> {
+    value(&read(namespace, "netstat")?, "TcpExt:", "TCPDSACKRecvSegs")
 }
 
 /// How many connections this namespace has reset so far.
