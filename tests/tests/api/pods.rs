@@ -85,7 +85,7 @@ async fn pods_that_are_denied_are_told_once_and_hold_nobody_back() {
     for part in ["WARN", "Pod", "403", "--socket-lb=auto", "list and watch of pods"] {
         assert!(told.contains(part), "{part} is missing: {told}");
     }
-    assert_eq!(log.lines("").len(), 2, "{:#?}", log.lines(""));
+    assert_eq!(log.lines("outage: ").len(), 2, "{:#?}", log.lines(""));
 }
 
 #[tokio::test]
