@@ -4,6 +4,7 @@
 //! commit, and come back soon if something could not be finished.
 
 mod audit;
+mod layouts;
 mod placing;
 mod settings;
 mod sockets;
@@ -67,8 +68,8 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Who is served at sockets.
     pub sockets: SocketOptions,
-    /// How long after an audit of the tables the next one begins.
-    pub audit_interval: Duration,
+    /// How long after an audit of the tables the next one begins; `None`: there are none.
+    pub audit_interval: Option<Duration>,
     /// How long flows may be silent.
     pub timeouts: ConntrackTimeouts,
 }
@@ -137,7 +138,7 @@ pub async fn run(
                 agent.finish_sweep(swept);
                 agent.look_after_programs(&mut devices).await;
             }
-            () = sleep_until(agent.auditing.due().into()) => agent.audit(),
+            () = reached(agent.auditing.due()) => agent.audit(),
             () = stale.proceed() => {}
             () = reached(retry_at) => {
                 retry_at = None;
@@ -188,6 +189,8 @@ struct Agent {
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
     auditing: Auditing,
+    /// How long programs of other layouts go on with their flows.
+    old_layouts_stay: Duration,
     /// When the flow table is to be swept again.
     sweep_at: Instant,
     /// How full the latest sweep left the flow table.
@@ -218,6 +221,7 @@ impl Agent {
             "datapath loaded; frontends found from an earlier run go on serving"
         );
         Ok(Self {
+            old_layouts_stay: layouts::stay(&timeouts),
             settings: Settings::start(&pins, node_ports, timeouts)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
@@ -287,7 +291,7 @@ impl Agent {
                 took = ?before.elapsed(),
                 "synced"
             );
-            self.remove_other_layouts();
+            self.look_after_other_layouts();
         }
         self.telling.end_round(failing, &mut self.model, &self.addresses);
         self.telling.stand(&self.standing());
@@ -317,26 +321,6 @@ impl Agent {
         settings
     }
 
-    /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so
-    /// the sooner one stops the better. This build cannot read their flows and so cannot take them over.
-    fn remove_other_layouts(&self) {
-        let removed = self.pins.others().and_then(|others| {
-            others.iter().try_for_each(|other| {
-                let links = other.remove()?;
-                let pins = other.root().display();
-                info!(
-                    %pins,
-                    links,
-                    "removed the links and tables of another layout; connections that began through them end"
-                );
-                Ok(())
-            })
-        });
-        if let Err(error) = removed {
-            warn!("{}; links and tables of another layout remain", crate::report(&error));
-        }
-    }
-
     /// As [`Agent::place`], but what fails now may succeed later: the programs that are attached go on.
     async fn place_again(&mut self, devices: &mut Devices) {
         match self.place(devices).await {
@@ -359,17 +343,30 @@ impl Agent {
         self.sockets.note_addresses(&all);
         // Before packets get a new address as their source, answers to it must be looked for.
         self.program();
-        Ok(self.placing.place(&mut self.datapath, &self.pins, &all)?)
+        self.placing.place(&mut self.datapath, &self.pins, &all)?;
+        self.keep_programs();
+        Ok(())
     }
 
     fn serve_sockets(&mut self) {
         self.sockets.serve(&mut self.datapath, &self.pins);
+        self.keep_programs();
+    }
+
+    /// What serves now, another agent may have to go on with. Says which of this one's programs do not.
+    fn keep_programs(&mut self) {
+        if let Err(error) = self.datapath.keep() {
+            warn!("{}; an agent whose programs are refused has none to go on with", crate::report(&error));
+        }
+        self.telling.refused(self.datapath.refused());
     }
 
     /// Looks at a part of the tables, if it is time.
     fn audit(&mut self) {
-        let Self { auditing, model, tables, settings, placing, .. } = self;
-        auditing.go_on(model, tables, settings, placing);
+        let Self { auditing, model, tables, settings, placing, telling, .. } = self;
+        if let Some(verdict) = auditing.go_on(model, tables, settings, placing) {
+            telling.audited(&verdict);
+        }
     }
 
     /// Puts programs back that somebody has taken off.
@@ -384,5 +381,6 @@ impl Agent {
         }
         self.sockets.notice_losses(&self.pins);
         self.serve_sockets();
+        self.look_after_other_layouts();
     }
 }

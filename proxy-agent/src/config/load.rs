@@ -47,6 +47,9 @@ impl Configuration {
         });
         loading.problems.splice(0..0, faults);
         let api_servers = loading.api_servers(args, &own);
+        if let Some(interval) = own.audit_interval.filter(|interval| interval.to_std().is_none()) {
+            loading.problem("--audit-interval", &interval.to_string(), "must not be negative");
+        }
         let log = logging::filter(own.log.as_deref(), &kube_proxy.logging);
         if let Err(error) = EnvFilter::try_new(&log) {
             loading.problem("--log", &log, &error.to_string());

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long after an audit of the tables the next one begins.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(300);
+const AUDIT_INTERVAL: GoDuration = GoDuration::from_secs(300);
 
 /// The node's name: what flags say, else the configuration, else the host's name; trimmed and in lower case (NODE-01).
 #[must_use]
@@ -74,7 +74,11 @@ impl Configuration {
             node_ports: own.node_port_range.unwrap_or(PortRange::NODE_PORTS),
             sockets,
             timeouts: self.timeouts(),
-            audit_interval: AUDIT_INTERVAL,
+            audit_interval: own
+                .audit_interval
+                .unwrap_or(AUDIT_INTERVAL)
+                .to_std()
+                .filter(|interval| !interval.is_zero()),
         })
     }
 
@@ -291,6 +295,19 @@ mod tests {
             assert_eq!(options.sockets.pods, expected, "{flags:?}");
             assert_eq!(options.model.follow_pods, expected != PodReasons::NONE, "{flags:?}");
         }
+    }
+
+    #[test]
+    fn audits_have_an_interval_and_zero_is_none() {
+        let interval = |flags: &[&str]| parse(flags).map(|options| options.audit_interval);
+        assert_eq!(interval(&[]), Ok(Some(Duration::from_secs(300))));
+        assert_eq!(interval(&["--audit-interval=1m30s"]), Ok(Some(Duration::from_secs(90))));
+        assert_eq!(interval(&["--audit-interval=0"]), Ok(None));
+        let problem = interval(&["--audit-interval=-1s"]).unwrap_err();
+        assert!(
+            problem.contains("--audit-interval") && problem.contains("must not be negative"),
+            "{problem}"
+        );
     }
 
     /// DIFF-01, NP-09.

@@ -15,7 +15,10 @@ use prometheus_client::{
 use proxy_common::tables::{Devices as DevicesTable, Flows, Table as _};
 use proxy_model::{ChangeCounts, Family as IpFamily, NoLocalEndpoints, Trigger, Troubles};
 
-use super::{ByFamily, Histograms, Labels, ip_family, kernel::Fills, latency_buckets, work_buckets};
+use super::{
+    ByFamily, Histograms, Labels, Verdict, audits::Audits, ip_family, kernel::Fills, latency_buckets,
+    work_buckets,
+};
 use crate::datapath::{Pressure, Sweep};
 
 /// A number of seconds.
@@ -42,9 +45,11 @@ pub struct LoopMetrics {
     devices: Family<Labels<1>, Gauge>,
     socket_programs: Gauge,
     lost_programs: Counter,
+    refused_programs: Gauge,
     sweeps: Histogram,
     sweep_removals: Counter,
     pressure: Gauge,
+    audits: Audits,
     pub(super) fills: Fills,
 }
 
@@ -103,9 +108,11 @@ impl Default for LoopMetrics {
             devices: Family::default(),
             socket_programs: Gauge::default(),
             lost_programs: Counter::default(),
+            refused_programs: Gauge::default(),
             sweeps: work_buckets(),
             sweep_removals: Counter::default(),
             pressure: Gauge::default(),
+            audits: Audits::default(),
             fills: Fills::default(),
         }
     }
@@ -141,6 +148,16 @@ impl LoopMetrics {
     /// Somebody has taken the programs off so many devices.
     pub fn lost_programs(&self, devices: usize) {
         self.lost_programs.inc_by(devices as u64);
+    }
+
+    /// The kernel has refused so many programs.
+    pub fn refused(&self, programs: usize) {
+        set(&self.refused_programs, programs);
+    }
+
+    /// An audit of the tables is over.
+    pub fn audited(&self, verdict: &Verdict, wall: Timestamp) {
+        self.audits.note(verdict, wall);
     }
 
     /// The flow table was swept.
@@ -218,6 +235,8 @@ impl LoopMetrics {
         registry.register("sluice_devices", "Network devices by what became of them", self.devices.clone());
         let help = "Devices that somebody has taken the programs off";
         registry.register("sluice_lost_programs", help, self.lost_programs.clone());
+        let help = "Programs that the kernel has refused, and that those of an earlier agent stand in for";
+        registry.register("sluice_refused_programs", help, self.refused_programs.clone());
         let help = "Programs that are attached to sockets";
         registry.register("sluice_socket_programs", help, self.socket_programs.clone());
         registry.register(
@@ -229,6 +248,7 @@ impl LoopMetrics {
         registry.register("sluice_flow_sweep_removals", help, self.sweep_removals.clone());
         let help = "How the flow table is for room: 0 well, 1 filling up, 2 short";
         registry.register("sluice_flow_pressure", help, self.pressure.clone());
+        self.audits.register(registry);
         self.fills.register(registry);
     }
 
