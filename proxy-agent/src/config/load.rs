@@ -47,6 +47,7 @@ impl Configuration {
         });
         loading.problems.splice(0..0, faults);
         let api_servers = loading.api_servers(args, &own);
+        loading.problems.extend(own.capacities.problems(&args.sluice.capacities));
         let log = logging::filter(own.log.as_deref(), &kube_proxy.logging);
         if let Err(error) = EnvFilter::try_new(&log) {
             loading.problem("--log", &log, &error.to_string());

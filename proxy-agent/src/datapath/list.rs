@@ -1,8 +1,8 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Misfits,
+    Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
 };
 
 /// Something to be done with every table.
@@ -33,5 +33,6 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<ServiceNames>()?;
     visitor.visit::<ServiceTraffic>()?;
     visitor.visit::<ServiceDrops>()?;
+    visitor.visit::<Misfits>()?;
     visitor.visit::<Drops>()
 }

@@ -4,7 +4,7 @@
     reason = "the one `Pod` implementation: proxy-common knows no aya, and aya no zerocopy"
 )]
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, path::Path};
 
 use aya::{
     Pod,
@@ -16,7 +16,7 @@ use aya::{
 };
 use proxy_common::{
     ranges::{SourceRange, SourceRangeData},
-    tables::{MapBytes, Table, TableKind},
+    tables::{Growth, MapBytes, Table, TableKind},
 };
 use zerocopy::FromZeros as _;
 
@@ -25,7 +25,7 @@ use super::pins::Pins;
 /// Bytes on their way into or out of a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 // SAFETY: `MapBytes` requires zerocopy's `FromBytes` and `IntoBytes`: no padding, and any bytes are a value.
 unsafe impl<T: MapBytes> Pod for Raw<T> {}
@@ -74,12 +74,12 @@ pub enum TableError {
     },
 }
 
-fn kernel<T: Table>(action: &'static str) -> impl FnOnce(MapError) -> TableError {
+pub(super) fn kernel<T: Table>(action: &'static str) -> impl FnOnce(MapError) -> TableError {
     move |source| TableError::Kernel { table: T::NAME, action, source }
 }
 
 /// The errno inside an aya map error.
-fn errno(error: &MapError) -> Option<i32> {
+pub(super) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         MapError::IoError(error) => error.raw_os_error(),
@@ -88,12 +88,10 @@ fn errno(error: &MapError) -> Option<i32> {
 }
 
 /// Whether writing an entry failed, in particular because there is no room for it.
-fn written<T: Table>(result: Result<(), MapError>) -> Result<(), TableError> {
+fn written<T: Table>(result: Result<(), MapError>, capacity: u32) -> Result<(), TableError> {
     result.map_err(|error| match errno(&error) {
         // Hash tables say the former, tries the latter.
-        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => {
-            TableError::Full { table: T::NAME, capacity: T::CAPACITY }
-        }
+        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => TableError::Full { table: T::NAME, capacity },
         _ => kernel::<T>("cannot write an entry")(error),
     })
 }
@@ -116,16 +114,20 @@ fn listed<T: Table, E>(entry: Result<E, MapError>) -> Option<Result<E, TableErro
     }
 }
 
-/// Compares a pin with what this build expects.
-pub(super) fn check<T: Table>(pins: &Pins) -> Result<(), TableError> {
-    open::<T>(pins).map(|_| ())
+/// Compares a pin with what this build expects, and tells how many entries there is room for.
+pub(super) fn capacity<T: Table>(pins: &Pins) -> Result<u32, TableError> {
+    open::<T>(pins).map(|(_, capacity)| capacity)
+}
+
+fn open<T: Table>(pins: &Pins) -> Result<(Map, u32), TableError> {
+    let (data, capacity) = open_at::<T>(&pins.map::<T>())?;
+    Ok((Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))?, capacity))
 }
 
 /// Opens a pin after comparing it with what this build expects: adopting a map of another shape would
-/// misread every entry, and the kernel would not object.
-fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
-    let path = pins.map::<T>();
-    let data = MapData::from_pin(&path).map_err(|error| match errno(&error) {
+/// misread every entry, and the kernel would not object. Tells how many entries there is room for.
+pub(super) fn open_at<T: Table>(path: &Path) -> Result<(MapData, u32), TableError> {
+    let data = MapData::from_pin(path).map_err(|error| match errno(&error) {
         Some(nix::libc::ENOENT) => TableError::Absent { table: T::NAME, path: path.display().to_string() },
         _ => kernel::<T>("cannot open the pin")(error),
     })?;
@@ -148,29 +150,41 @@ fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
     if kind != expected {
         return Err(mismatch("type", format!("{kind:?}"), format!("{expected:?}")));
     }
+    let capacity = info.max_entries();
     let sizes = [
         ("key size", info.key_size() as usize, size_of::<T::Key>()),
         ("value size", info.value_size() as usize, size_of::<T::Value>()),
-        ("capacity", info.max_entries() as usize, T::CAPACITY as usize),
+        (
+            "capacity",
+            capacity as usize,
+            if T::GROWTH == Growth::Fixed { T::CAPACITY } else { capacity } as usize,
+        ),
     ];
     for (field, found, expected) in sizes {
         if found != expected {
             return Err(mismatch(field, found.to_string(), expected.to_string()));
         }
     }
-    Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))
+    Ok((data, capacity))
 }
 
 /// A hash table, opened by its pin.
 pub struct HashTable<T: Table> {
     map: HashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
+    capacity: u32,
 }
 
 impl<T: Table> HashTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let (map, capacity) = open::<T>(pins)?;
+        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?, capacity })
+    }
+
+    /// Entries that there is room for.
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// The value of a key; `None` if it is absent.
@@ -184,7 +198,7 @@ impl<T: Table> HashTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &T::Key, value: &T::Value) -> Result<(), TableError> {
-        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0))
+        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0), self.capacity)
     }
 
     /// Removes an entry, present or not.
@@ -204,13 +218,16 @@ impl<T: Table> HashTable<T> {
 
     /// How many entries there are, or about as many if some come or go meanwhile.
     pub fn count(&self) -> Result<usize, TableError> {
-        count::<T, _>(self.map.keys())
+        count::<T, _>(self.map.keys(), self.capacity)
     }
 }
 
 /// Counts the keys of a table. The kernel begins anew when the key is gone that it is to go on from, hence the limit.
-fn count<T: Table, K>(mut keys: impl Iterator<Item = Result<K, MapError>>) -> Result<usize, TableError> {
-    let keys = keys.by_ref().take(T::CAPACITY as usize);
+fn count<T: Table, K>(
+    keys: impl Iterator<Item = Result<K, MapError>>,
+    capacity: u32,
+) -> Result<usize, TableError> {
+    let keys = keys.take(capacity as usize);
     keys.map(|key| key.map_err(kernel::<T>("cannot list the entries")))
         .try_fold(0, |sum, key| key.map(|_| sum + 1))
 }
@@ -218,13 +235,14 @@ fn count<T: Table, K>(mut keys: impl Iterator<Item = Result<K, MapError>>) -> Re
 /// A table of source ranges, opened by its pin: a trie of prefixes.
 pub struct TrieTable<T: Table<Key = SourceRange>> {
     map: LpmTrie<MapData, Raw<SourceRangeData>, Raw<T::Value>>,
+    capacity: u32,
 }
 
 impl<T: Table<Key = SourceRange>> TrieTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let (map, capacity) = open::<T>(pins)?;
+        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))?, capacity })
     }
 
     /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
@@ -243,7 +261,7 @@ impl<T: Table<Key = SourceRange>> TrieTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &SourceRange, value: &T::Value) -> Result<(), TableError> {
-        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0))
+        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0), self.capacity)
     }
 
     /// Removes an entry, present or not.
@@ -271,13 +289,14 @@ fn prefix(range: &SourceRange) -> Key<Raw<SourceRangeData>> {
 /// An array table, opened by its pin: every index below the capacity exists.
 pub struct ArrayTable<T: Table<Key = u32>> {
     map: Array<MapData, Raw<T::Value>>,
+    capacity: u32,
 }
 
 impl<T: Table<Key = u32>> ArrayTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: Array::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let (map, capacity) = open::<T>(pins)?;
+        Ok(Self { map: Array::try_from(map).map_err(kernel::<T>("cannot use it"))?, capacity })
     }
 
     /// The value at an index; `None` beyond the capacity.
@@ -296,7 +315,7 @@ impl<T: Table<Key = u32>> ArrayTable<T> {
 
     /// All values with their indices.
     pub fn entries(&self) -> impl Iterator<Item = Result<(u32, T::Value), TableError>> {
-        (0..T::CAPACITY).map(|index| {
+        (0..self.capacity).map(|index| {
             let value = self.map.get(&index, 0).map_err(kernel::<T>("cannot read an entry"))?;
             Ok((index, value.0))
         })
@@ -312,7 +331,7 @@ pub struct PerCpuTable<T: Table<Key = u32>> {
 impl<T: Table<Key = u32>> PerCpuTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
+        let (map, _) = open::<T>(pins)?;
         Ok(Self {
             map: PerCpuArray::try_from(map).map_err(kernel::<T>("cannot use it"))?,
             table: PhantomData,
@@ -338,13 +357,14 @@ impl<T: Table<Key = u32>> PerCpuTable<T> {
 /// A per-CPU hash table, opened by its pin.
 pub struct PerCpuHashTable<T: Table> {
     map: PerCpuHashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
+    capacity: u32,
 }
 
 impl<T: Table> PerCpuHashTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: PerCpuHashMap::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let (map, capacity) = open::<T>(pins)?;
+        Ok(Self { map: PerCpuHashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?, capacity })
     }
 
     /// Removes an entry, present or not.
@@ -363,6 +383,6 @@ impl<T: Table> PerCpuHashTable<T> {
 
     /// How many entries there are, or about as many if some come or go meanwhile.
     pub fn count(&self) -> Result<usize, TableError> {
-        count::<T, _>(self.map.keys())
+        count::<T, _>(self.map.keys(), self.capacity)
     }
 }

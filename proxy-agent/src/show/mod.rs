@@ -12,8 +12,8 @@ use crate::{
 
 pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services, services};
 pub use status::{
-    BareDevice, DeviceRow, MissingHook, PodRow, PodStatus, SocketHookRow, SocketStatus, Status, TableRow,
-    status,
+    BareDevice, DeviceRow, MisfitRow, MissingHook, PodRow, PodStatus, SocketHookRow, SocketStatus, Status,
+    TableRow, status,
 };
 
 /// Why something cannot be shown.

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Pods,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Growth,
+    Misfits, PLACES, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
+    SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -54,6 +55,12 @@ fn describe<T: Table>() -> (String, (MapType, usize, usize, usize)) {
     (T::NAME.to_owned(), (kind, size_of::<T::Key>(), size_of::<T::Value>(), T::CAPACITY as usize))
 }
 
+/// The array that programs find a table through.
+fn places<T: Table>() -> (String, (MapType, usize, usize, usize)) {
+    let Growth::Moved(array) = T::GROWTH else { panic!("{}", T::NAME) };
+    (array.to_owned(), (MapType::ArrayOfMaps, 4, 4, PLACES as usize))
+}
+
 #[test]
 fn the_maps_are_the_tables() -> Result<()> {
     let Some(kernel) = kernel() else {
@@ -78,6 +85,10 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<ServiceDrops>(),
             describe::<Settings>(),
             describe::<Drops>(),
+            describe::<Misfits>(),
+            places::<Flows>(),
+            places::<Affinities>(),
+            places::<Sockets>(),
         ]
         .map(|(name, what)| (name, format!("{what:?}"))),
     );
