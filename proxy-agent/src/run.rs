@@ -6,6 +6,7 @@
 mod audit;
 mod layouts;
 mod placing;
+mod room;
 mod settings;
 mod sockets;
 mod stale;
@@ -34,13 +35,17 @@ use tracing::{info, warn};
 use self::{
     audit::Auditing,
     placing::Placing,
+    room::{Misfits, Moves},
     settings::Settings,
     sockets::Sockets,
     stale::StaleSockets,
     telling::{Failing, Telling},
 };
 use crate::{
-    datapath::{self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, TableError},
+    datapath::{
+        self, AttachError, Capacities, Datapath, KernelTables, LoadError, Pins, Pressure, Resizing,
+        TableError,
+    },
     devices::{DeviceError, DeviceRules, Devices},
     metrics::Standing,
     ports::PortRange,
@@ -72,6 +77,8 @@ pub struct Options {
     pub audit_interval: Option<Duration>,
     /// How long flows may be silent.
     pub timeouts: ConntrackTimeouts,
+    /// How much the tables have room for.
+    pub capacities: Capacities,
 }
 
 /// Who is served at sockets.
@@ -120,6 +127,7 @@ pub async fn run(
     agent.telling.start();
     agent.place(&mut devices).await?;
     agent.serve_sockets();
+    agent.move_tables();
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
     let mut stale = StaleSockets::new(&agent.pins, agent.sockets.protocols());
@@ -146,6 +154,7 @@ pub async fn run(
                     agent.place_again(&mut devices).await;
                 }
                 agent.serve_sockets();
+                agent.move_tables();
             }
             _ = beat.tick() => {}
         }
@@ -161,7 +170,7 @@ pub async fn run(
 /// (LIFE-10). What an earlier run has left serves on.
 pub fn prepare(options: &Options) -> Result<(), RunError> {
     let pins = Pins::new(&options.bpffs);
-    datapath::load(&pins)?.load_all()?;
+    datapath::load(&pins, options.capacities, Resizing::Forbidden)?.load_all()?;
     info!(pins = %pins.root().display(), "the kernel takes all programs, and the tables are there; nothing was attached");
     Ok(())
 }
@@ -186,6 +195,8 @@ struct Agent {
     detect_local: DetectLocal,
     placing: Placing,
     sockets: Sockets,
+    misfits: Misfits,
+    moves: Moves,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
     auditing: Auditing,
@@ -205,10 +216,11 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options, outlets: Outlets) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts } = options;
+        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts, capacities } =
+            options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
-        let mut datapath = datapath::load(&pins)?;
+        let mut datapath = datapath::load(&pins, capacities, Resizing::Allowed)?;
         if let Some(logger) = datapath.take_logger() {
             tokio::spawn(datapath::forward_log(logger));
         }
@@ -226,7 +238,9 @@ impl Agent {
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,
-            model: Model::new(model, restored),
+            misfits: Misfits::start(&pins)?,
+            moves: Moves::Pending(None),
+            model: Model::with_capacities(model, restored, KernelTables::capacities(&pins)?),
             pins,
             datapath,
             tables,
@@ -252,6 +266,7 @@ impl Agent {
     fn is_unfinished(&self) -> bool {
         self.is_misplaced()
             || self.sockets.is_unfinished()
+            || self.moves.is_pending()
             || self.model.is_unfinished()
             || self.telling.is_failing()
     }
@@ -268,7 +283,9 @@ impl Agent {
     fn program(&mut self) {
         let began = self.now();
         self.telling.begin_round(&self.model);
-        for problem in self.model.plan(began) {
+        let news = self.model.plan(began);
+        let misfits = self.misfits.note(&self.model, !news.is_empty());
+        for problem in news {
             warn!("{problem}");
             self.telling.misfit(&problem, &self.model);
         }
@@ -281,6 +298,7 @@ impl Agent {
         let networks = self.model.pod_networks();
         failing.note(self.settings.set_pod_networks(networks, &self.detect_local));
         failing.note(sockets);
+        failing.note(misfits);
         if written && self.model.is_synced() && !self.synced {
             self.synced = true;
             let counts = self.model.counts();
@@ -308,6 +326,7 @@ impl Agent {
             table_entries: self.model.table_entries(),
             devices: self.placing.counts(),
             socket_programs: self.sockets.attached(),
+            unfit: self.misfits.counts(),
         }
     }
 
@@ -359,6 +378,13 @@ impl Agent {
             warn!("{}; an agent whose programs are refused has none to go on with", crate::report(&error));
         }
         self.telling.refused(self.datapath.refused());
+    }
+
+    /// Moves tables that are to have another capacity, once all programs are this build's.
+    fn move_tables(&mut self) {
+        if !self.is_misplaced() && !self.sockets.is_unfinished() {
+            self.moves.go_on(&self.pins);
+        }
     }
 
     /// Looks at a part of the tables, if it is time.

@@ -30,6 +30,7 @@ pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod lb;
+pub mod misfit;
 pub mod pod;
 pub mod ranges;
 pub mod socket;

@@ -79,6 +79,7 @@ impl Configuration {
                 .unwrap_or(AUDIT_INTERVAL)
                 .to_std()
                 .filter(|interval| !interval.is_zero()),
+            capacities: own.capacities.capacities(),
         })
     }
 
@@ -162,6 +163,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::{super::tests::load, *};
+    use crate::datapath::Capacities;
 
     fn parse(flags: &[&str]) -> Result<Options, String> {
         load(flags)?.options("node".to_owned()).map_err(|error| error.to_string())
@@ -389,6 +391,16 @@ mod tests {
             let http = load(flags).unwrap().http().unwrap();
             assert_eq!((http.healthz, http.metrics), (address(healthz), address(metrics)), "{flags:?}");
         }
+    }
+
+    #[test]
+    fn capacities_are_what_flags_say_within_limits() {
+        assert_eq!(parse(&[]).unwrap().capacities, Capacities::default());
+        let chosen = parse(&["--max-services=100", "--max-flow-entries=1024"]).unwrap().capacities;
+        assert_eq!(chosen, Capacities { services: 100, flows: 1_024, ..Capacities::default() });
+        let error = parse(&["--max-backends=0", "--max-sockets=99999999"]).unwrap_err();
+        assert!(error.contains("--max-backends: 0: must be from 16 to 4194304"), "{error}");
+        assert!(error.contains("--max-sockets: 99999999: must be from 1024 to 4194304"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{GoDuration, flags::go_bool, kube_proxy::typed};
+use super::{GoDuration, capacity::CapacityOptions, flags::go_bool, kube_proxy::typed};
 use crate::{devices::NamePattern, ports::PortRange};
 
 /// What the file says that it is.
@@ -97,6 +97,10 @@ pub struct SluiceOptions {
     )]
     #[serde(rename = "localhostNodePorts", skip_serializing_if = "Option::is_none")]
     pub localhost_nodeports: Option<bool>,
+    /// How much the tables are to have room for.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "CapacityOptions::is_empty")]
+    pub capacities: CapacityOptions,
     /// What is logged: a level, or tracing's filter syntax such as `info,proxy_agent::watch=debug`. Overrules -v
     #[arg(long, value_name = "FILTER", env = "SLUICE_LOG", help_heading = "Logging")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,6 +138,7 @@ impl SluiceOptions {
             socket_lb: self.socket_lb.or(file.socket_lb),
             cgroup: self.cgroup.or(file.cgroup),
             localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
+            capacities: self.capacities.or(file.capacities),
             log: self.log.or(file.log),
         }
     }

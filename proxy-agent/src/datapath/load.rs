@@ -1,9 +1,6 @@
 //! From the embedded object to loaded programs over pinned maps.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
@@ -14,18 +11,20 @@ use aya_log::EbpfLogger;
 use log::Log;
 use proxy_common::{
     config::NodeSettings,
-    tables::{Settings, Table},
+    tables::{Growth, Settings, Table},
     time::Ticks,
 };
 use tracing::error;
 
 use super::{
+    capacity::Capacities,
     clock::{self, ClockError},
     kept::{self, KeepError, Kind},
     list::{self, Visitor},
     map::{self, ArrayTable, TableError},
     pins::{PinError, Pins},
     preflight::{self, PreflightError},
+    resize,
 };
 
 /// The datapath object, built by `cargo xtask build` and embedded here.
@@ -274,20 +273,37 @@ fn find<K: Kind>(ebpf: &mut Ebpf, kind: K) -> Result<&mut K::Loaded, LoadError> 
     K::select(found).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
 }
 
-/// Creates or adopts the maps below `pins` and loads the programs that every node runs. Nothing is attached; when this fails,
-/// whatever was attached before goes on as it was. A program that the kernel refuses is no failure if an earlier agent's can
-/// stand in for it.
-pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
+/// Whether pinned tables may be given other capacities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resizing {
+    /// No agent writes to them, and whatever is attached gets this build's programs.
+    Allowed,
+    /// Neither is known.
+    Forbidden,
+}
+
+/// Creates or adopts the maps below `pins`, with these capacities as far as their entries fit, and loads the programs that
+/// every node runs. Nothing is attached; when this fails, whatever was attached before goes on as it was. A program that the
+/// kernel refuses is no failure if an earlier agent's can stand in for it. After programs have been attached, tables may have to
+/// be moved ([`move_tables`](super::move_tables)).
+pub fn load(pins: &Pins, capacities: Capacities, resizing: Resizing) -> Result<Datapath, LoadError> {
     preflight::check()?;
     pins.create()?;
+    let capacities = match resizing {
+        Resizing::Allowed => capacities.granted(pins)?,
+        Resizing::Forbidden => capacities,
+    };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    // Nothing can go wrong there.
-    let Ok(()) = list::visit(&mut Pinning { loader: &mut loader, pins });
+    let mut pinning = Pinning { loader: &mut loader, pins, capacities, resizing, replaced: Vec::new() };
+    list::visit(&mut pinning)?;
+    let replaced = pinning.replaced;
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+    list::visit(&mut Replacing { pins, replaced })?;
     // aya adopts whatever is pinned under a name, so look at what it adopted before a program runs on it.
     let mut check = Check { pins, names: BTreeSet::new() };
     list::visit(&mut check)?;
+    resize::lead(pins)?;
     // Before the programs are loaded, while the object still owns the map of the log.
     let logger = EbpfLogger::init(&mut ebpf).ok();
     check.expect_complete(&ebpf)?;
@@ -321,18 +337,56 @@ fn settle(pins: &Pins, hz: u32) -> Result<(), TableError> {
     }
 }
 
-/// Tells the loader where every table is pinned.
+/// Tells the loader where every table is pinned, and how large it is to be if it is not there.
 struct Pinning<'a, 'b> {
     loader: &'a mut EbpfLoader<'b>,
     pins: &'a Pins,
+    capacities: Capacities,
+    resizing: Resizing,
+    /// Tables that are there and get another map before programs are loaded.
+    replaced: Vec<&'static str>,
 }
 
 impl Visitor for Pinning<'_, '_> {
-    type Error = Infallible;
+    type Error = TableError;
 
-    fn visit<T: Table>(&mut self) -> Result<(), Infallible> {
-        self.loader.map_pin_path(T::NAME, self.pins.map::<T>());
+    fn visit<T: Table>(&mut self) -> Result<(), TableError> {
+        let (path, next) = (self.pins.map::<T>(), self.pins.next_map::<T>());
+        let capacity = self.capacities.of::<T>();
+        let is_resized = match map::capacity::<T>(self.pins) {
+            Ok(found) => found != capacity && self.resizing == Resizing::Allowed,
+            Err(TableError::Absent { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        let path = match T::GROWTH {
+            Growth::Replaced if is_resized => {
+                resize::forget_copy::<T>(self.pins)?;
+                self.replaced.push(T::NAME);
+                next
+            }
+            Growth::Moved(array) => {
+                self.loader.map_pin_path(array, self.pins.maps().join(array));
+                // One that an agent has begun to move is moved on.
+                if is_resized || next.exists() { next } else { path }
+            }
+            Growth::Replaced | Growth::Fixed => path,
+        };
+        self.loader.map_max_entries(T::NAME, capacity).map_pin_path(T::NAME, path);
         Ok(())
+    }
+}
+
+/// Lets copies take the place of tables.
+struct Replacing<'a> {
+    pins: &'a Pins,
+    replaced: Vec<&'static str>,
+}
+
+impl Visitor for Replacing<'_> {
+    type Error = TableError;
+
+    fn visit<T: Table>(&mut self) -> Result<(), TableError> {
+        if self.replaced.contains(&T::NAME) { resize::replace::<T>(self.pins) } else { Ok(()) }
     }
 }
 
@@ -347,7 +401,10 @@ impl Visitor for Check<'_> {
 
     fn visit<T: Table>(&mut self) -> Result<(), TableError> {
         self.names.insert(T::NAME);
-        map::check::<T>(self.pins)
+        if let Growth::Moved(array) = T::GROWTH {
+            self.names.insert(array);
+        }
+        map::capacity::<T>(self.pins).map(drop)
     }
 }
 

@@ -135,6 +135,12 @@ impl Pins {
         self.maps().join(T::NAME)
     }
 
+    /// The pin of the map that is to take the table's place; bpffs keeps names with dots for itself.
+    #[must_use]
+    pub fn next_map<T: Table>(&self) -> PathBuf {
+        self.maps().join(format!("{}-next", T::NAME))
+    }
+
     /// The directory of map pins.
     #[must_use]
     pub fn maps(&self) -> PathBuf {

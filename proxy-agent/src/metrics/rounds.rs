@@ -42,6 +42,7 @@ pub struct LoopMetrics {
     synced: Gauge,
     failing_writes: Gauge,
     troubles: Family<Labels<1>, Gauge>,
+    unfit: Family<Labels<1>, Gauge>,
     devices: Family<Labels<1>, Gauge>,
     socket_programs: Gauge,
     lost_programs: Counter,
@@ -72,6 +73,8 @@ pub struct Standing {
     pub devices: Devices,
     /// Programs for sockets that are attached.
     pub socket_programs: usize,
+    /// Service ports that found no room, by table.
+    pub unfit: [(&'static str, usize); 5],
 }
 
 /// Numbers of devices.
@@ -105,6 +108,7 @@ impl Default for LoopMetrics {
             synced: Gauge::default(),
             failing_writes: Gauge::default(),
             troubles: Family::default(),
+            unfit: Family::default(),
             devices: Family::default(),
             socket_programs: Gauge::default(),
             lost_programs: Counter::default(),
@@ -183,6 +187,7 @@ impl LoopMetrics {
             table_entries,
             devices,
             socket_programs,
+            unfit,
         } = *standing;
         set(&self.synced, usize::from(is_synced));
         self.service_changes.inner().store(changes.services, Ordering::Relaxed);
@@ -202,6 +207,9 @@ impl LoopMetrics {
             ("services_without_room", troubles.services_without_room),
         ] {
             set(&self.troubles.get_or_create(&[("what", what)]), count);
+        }
+        for (table, ports) in unfit {
+            set(&self.unfit.get_or_create(&[("table", table)]), ports);
         }
         set(&self.failing_writes, failing_writes);
         let Devices { attached, skipped, unfinished, rows } = devices;
@@ -232,6 +240,8 @@ impl LoopMetrics {
             "Objects with a part that cannot be used, service ports that lack a frontend or room, Services without room",
             self.troubles.clone(),
         );
+        let help = "Service ports that a table has no room for; they stay as they were";
+        registry.register("sluice_unfit_service_ports", help, self.unfit.clone());
         registry.register("sluice_devices", "Network devices by what became of them", self.devices.clone());
         let help = "Devices that somebody has taken the programs off";
         registry.register("sluice_lost_programs", help, self.lost_programs.clone());

@@ -122,7 +122,7 @@ impl Telling {
         let PlanError { port, reason } = problem;
         let word = match reason {
             Misfit::FrontendTaken { .. } => "AddressTaken",
-            Misfit::NoServiceId | Misfit::NoBackendId { .. } | Misfit::NoSlots { .. } => "NoRoom",
+            Misfit::NoRoom { .. } => "NoRoom",
             Misfit::NameTooLong => "NameTooLong",
         };
         let event = Event::warning(word, ACTION, problem.to_string()).everywhere();
