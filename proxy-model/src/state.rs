@@ -202,10 +202,7 @@ impl State {
     fn reconsider_zones(&mut self) {
         let Self { slices, dirty, .. } = self;
         let zoned = slices.iter().filter(|(_, slices)| {
-            slices
-                .iter()
-                .flat_map(|slice| &slice.endpoints)
-                .any(|endpoint| !endpoint.hints.zones.is_empty())
+            slices.iter().flat_map(|slice| &slice.endpoints).any(|endpoint| !endpoint.hints.zones.is_empty())
         });
         dirty.extend(zoned.map(|(service, _)| service.clone()));
     }
