@@ -30,6 +30,7 @@ pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod lb;
+pub mod misfit;
 pub mod pod;
 pub mod ranges;
 pub mod socket;
@@ -40,5 +41,6 @@ pub mod tuple;
 /// Version of every layout in this crate; the agent pins maps below `v{LAYOUT_VERSION}`.
 ///
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
-/// agent never adopts maps which it would misread.
+/// agent never adopts maps which it would misread. In every layout, `FRONTENDS` and `ADDRESSES` are hash tables without which no
+/// flow begins: an agent of another one empties them, so that these programs go on with what they have.
 pub const LAYOUT_VERSION: u32 = 4;

@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cgroup;
+pub mod contents;
 pub mod counters;
 pub mod deployment;
 pub mod harness;
@@ -27,5 +28,6 @@ pub mod service;
 pub mod shipped;
 pub mod topology;
 pub mod traffic;
+pub mod variant;
 pub mod view;
 pub mod wait;

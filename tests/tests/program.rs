@@ -3,6 +3,7 @@
 mod program {
     mod affinity;
     mod bed;
+    mod capacity;
     mod errors;
     mod events;
     mod flows;

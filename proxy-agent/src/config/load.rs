@@ -52,6 +52,10 @@ impl Configuration {
                 "not together with --cleanup: that is about what Sluice left, and ends what it serves";
             loading.problems.push(Problem::with_flag("--cleanup-kube-proxy", "", reason));
         }
+        if let Some(interval) = own.audit_interval.filter(|interval| interval.to_std().is_none()) {
+            loading.problem("--audit-interval", &interval.to_string(), "must not be negative");
+        }
+        loading.problems.extend(own.capacities.problems(&args.sluice.capacities));
         let log = logging::filter(own.log.as_deref(), &kube_proxy.logging);
         if let Err(error) = EnvFilter::try_new(&log) {
             loading.problem("--log", &log, &error.to_string());

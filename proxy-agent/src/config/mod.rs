@@ -12,6 +12,7 @@
 
 mod address;
 mod args;
+mod capacity;
 mod change;
 mod duration;
 mod fields;
@@ -38,6 +39,7 @@ use crate::watch::{ApiOptions, RequestLimit};
 
 pub use self::{
     args::{RunArgs, with_dashes},
+    capacity::CapacityOptions,
     change::changed,
     duration::{GoDuration, ParseDurationError},
     host::Host,

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{flags::go_bool, kube_proxy::typed};
+use super::{GoDuration, capacity::CapacityOptions, flags::go_bool, kube_proxy::typed};
 use crate::{devices::NamePattern, ports::PortRange};
 
 /// What the file says that it is.
@@ -77,6 +77,11 @@ pub struct SluiceOptions {
     )]
     #[serde(rename = "serveExternalIPs", skip_serializing_if = "Option::is_none")]
     pub serve_external_ips: Option<bool>,
+    /// How long after an audit of the kernel's tables the next one begins, which restores what somebody else has changed; 0:
+    /// there is none [default: 5m]
+    #[arg(long, value_name = "DURATION", help_heading = "Services")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_interval: Option<GoDuration>,
     /// Processes that get their backend when they connect or send, rather than when their packets pass. `host-only`: the
     /// node's own, which reach services in no other way. `auto`: as well the TCP connections of pods that are known not to
     /// need the service's address on their packets, as service meshes and virtual machines do; or nobody where there is
@@ -104,6 +109,10 @@ pub struct SluiceOptions {
     )]
     #[serde(rename = "localhostNodePorts", skip_serializing_if = "Option::is_none")]
     pub localhost_nodeports: Option<bool>,
+    /// How much the tables are to have room for.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "CapacityOptions::is_empty")]
+    pub capacities: CapacityOptions,
     /// What is logged: a level, or tracing's filter syntax such as `info,proxy_agent::watch=debug`. Overrules -v
     #[arg(long, value_name = "FILTER", env = "SLUICE_LOG", help_heading = "Logging")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,9 +147,11 @@ impl SluiceOptions {
             uplink_devices: self.uplink_devices.or(file.uplink_devices),
             node_port_range: self.node_port_range.or(file.node_port_range),
             serve_external_ips: self.serve_external_ips.or(file.serve_external_ips),
+            audit_interval: self.audit_interval.or(file.audit_interval),
             socket_lb: self.socket_lb.or(file.socket_lb),
             cgroup: self.cgroup.or(file.cgroup),
             localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
+            capacities: self.capacities.or(file.capacities),
             log: self.log.or(file.log),
         }
     }

@@ -4,22 +4,15 @@
 //! second. So the agent runs a program that returns them, and leaves it to others who read the tables.
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
-use aya::{
-    pin::PinError as AyaPinError,
-    programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions},
-};
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::time::Ticks;
 
-use super::{
-    load::Program,
-    pins::{self, Pins},
-};
+use super::{load::Program, pins::Pins};
 
 /// Why there is no time.
 #[derive(Debug, thiserror::Error)]
@@ -36,24 +29,6 @@ pub enum ClockError {
         #[source]
         source: Box<ProgramError>,
     },
-    /// The clock program could not be pinned.
-    #[error("cannot pin the kernel's clock at {}", path.display())]
-    Pin {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: AyaPinError,
-    },
-    /// The pin could not be changed.
-    #[error("{}", path.display())]
-    Io {
-        /// What file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
 }
 
 /// The kernel's clock, for those who have not loaded the datapath.
@@ -62,7 +37,7 @@ pub struct Clock(SchedClassifier);
 impl Clock {
     /// The program that an agent has left.
     pub fn open(pins: &Pins) -> Result<Self, ClockError> {
-        let path = pin(pins);
+        let path = pins.program(Program::Clock.name());
         let program = SchedClassifier::from_pin(&path);
         program.map(Self).map_err(|source| ClockError::Absent { path, source: Box::new(source) })
     }
@@ -71,25 +46,6 @@ impl Clock {
     pub fn now(&self) -> Result<Ticks, ClockError> {
         now(&self.0)
     }
-}
-
-/// The pin of the clock program.
-fn pin(pins: &Pins) -> PathBuf {
-    pins.programs().join(Program::Clock.name())
-}
-
-/// Leaves the clock program where [`Clock::open`] finds it, in place of what an earlier run has left.
-pub(super) fn leave(pins: &Pins, clock: &mut SchedClassifier) -> Result<(), ClockError> {
-    let path = pin(pins);
-    let next = pins.programs().join(format!("{}-next", Program::Clock.name()));
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| ClockError::Io { path, source }
-    };
-    // An agent that ended at a bad moment may have left it.
-    pins::unpin(&next).map_err(failed(&next))?;
-    clock.pin(&next).map_err(|source| ClockError::Pin { path: next.clone(), source })?;
-    fs::rename(&next, &path).map_err(failed(&path))
 }
 
 /// How long to watch the clock: long enough to tell the possible rates apart, short enough for a start-up.

@@ -2,8 +2,8 @@
 
 use proxy_common::tables::{
     AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
-    Frontends, LostEvents, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
-    SourceRanges, Table,
+    Frontends, LostEvents, Misfits, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots,
+    Sockets, SourceRanges, Table,
 };
 
 /// Something to be done with every table.
@@ -34,6 +34,7 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<ServiceNames>()?;
     visitor.visit::<ServiceTraffic>()?;
     visitor.visit::<ServiceDrops>()?;
+    visitor.visit::<Misfits>()?;
     visitor.visit::<Drops>()?;
     visitor.visit::<EventLease>()?;
     visitor.visit::<Events>()?;

@@ -8,6 +8,7 @@ use std::{
     iter,
     marker::PhantomData,
     os::fd::{AsFd as _, OwnedFd},
+    path::Path,
 };
 
 use aya::{
@@ -20,7 +21,7 @@ use aya::{
 };
 use proxy_common::{
     ranges::{SourceRange, SourceRangeData},
-    tables::{MapBytes, Table, TableKind},
+    tables::{Growth, MapBytes, Table, TableKind},
 };
 use zerocopy::FromZeros as _;
 
@@ -29,7 +30,7 @@ use super::{batch::Batches, pins::Pins};
 /// Bytes on their way into or out of a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 // SAFETY: `MapBytes` requires zerocopy's `FromBytes` and `IntoBytes`: no padding, and any bytes are a value.
 unsafe impl<T: MapBytes> Pod for Raw<T> {}
@@ -83,7 +84,7 @@ pub(super) fn kernel<T: Table>(action: &'static str) -> impl FnOnce(MapError) ->
 }
 
 /// The errno inside an aya map error.
-fn errno(error: &MapError) -> Option<i32> {
+pub(super) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         MapError::IoError(error) => error.raw_os_error(),
@@ -92,12 +93,10 @@ fn errno(error: &MapError) -> Option<i32> {
 }
 
 /// Whether writing an entry failed, in particular because there is no room for it.
-fn written<T: Table>(result: Result<(), MapError>) -> Result<(), TableError> {
+fn written<T: Table>(result: Result<(), MapError>, capacity: u32) -> Result<(), TableError> {
     result.map_err(|error| match errno(&error) {
         // Hash tables say the former, tries the latter.
-        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => {
-            TableError::Full { table: T::NAME, capacity: T::CAPACITY }
-        }
+        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => TableError::Full { table: T::NAME, capacity },
         _ => kernel::<T>("cannot write an entry")(error),
     })
 }
@@ -120,16 +119,23 @@ fn listed<T: Table, E>(entry: Result<E, MapError>) -> Option<Result<E, TableErro
     }
 }
 
-/// Compares a pin with what this build expects.
-pub(super) fn check<T: Table>(pins: &Pins) -> Result<(), TableError> {
-    open::<T>(pins).map(|_| ())
+/// Compares a pin with what this build expects, and tells how many entries there is room for.
+pub(super) fn capacity<T: Table>(pins: &Pins) -> Result<u32, TableError> {
+    open::<T>(pins).map(|opened| opened.capacity)
+}
+
+fn open<T: Table>(pins: &Pins) -> Result<Opened, TableError> {
+    let (data, capacity) = open_at::<T>(&pins.map::<T>())?;
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|error| kernel::<T>("cannot use it")(MapError::IoError(error)))?;
+    let map = Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))?;
+    Ok(Opened { map, fd, capacity })
 }
 
 /// Opens a pin after comparing it with what this build expects: adopting a map of another shape would
-/// misread every entry, and the kernel would not object.
-fn open<T: Table>(pins: &Pins) -> Result<Opened, TableError> {
-    let path = pins.map::<T>();
-    let data = MapData::from_pin(&path).map_err(|error| match errno(&error) {
+/// misread every entry, and the kernel would not object. Tells how many entries there is room for.
+pub(super) fn open_at<T: Table>(path: &Path) -> Result<(MapData, u32), TableError> {
+    let data = MapData::from_pin(path).map_err(|error| match errno(&error) {
         Some(nix::libc::ENOENT) => TableError::Absent { table: T::NAME, path: path.display().to_string() },
         _ => kernel::<T>("cannot open the pin")(error),
     })?;
@@ -153,26 +159,29 @@ fn open<T: Table>(pins: &Pins) -> Result<Opened, TableError> {
     if kind != expected {
         return Err(mismatch("type", format!("{kind:?}"), format!("{expected:?}")));
     }
+    let capacity = info.max_entries();
     let sizes = [
         ("key size", info.key_size() as usize, size_of::<T::Key>()),
         ("value size", info.value_size() as usize, size_of::<T::Value>()),
-        ("capacity", info.max_entries() as usize, T::CAPACITY as usize),
+        (
+            "capacity",
+            capacity as usize,
+            if T::GROWTH == Growth::Fixed { T::CAPACITY } else { capacity } as usize,
+        ),
     ];
     for (field, found, expected) in sizes {
         if found != expected {
             return Err(mismatch(field, found.to_string(), expected.to_string()));
         }
     }
-    let fd = data.fd().as_fd().try_clone_to_owned();
-    let fd = fd.map_err(|error| kernel::<T>("cannot use it")(MapError::IoError(error)))?;
-    let map = Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))?;
-    Ok(Opened { map, fd })
+    Ok((data, capacity))
 }
 
-/// A map, and a descriptor of it for what aya does not do.
+/// A map, a descriptor of it for what aya does not do, and how many entries it has room for.
 struct Opened {
     map: Map,
     fd: OwnedFd,
+    capacity: u32,
 }
 
 /// Opens the pin of a ring.
@@ -184,13 +193,20 @@ pub(super) fn open_ring<T: Table>(pins: &Pins) -> Result<RingBuf<MapData>, Table
 pub struct HashTable<T: Table> {
     map: HashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
     fd: OwnedFd,
+    capacity: u32,
 }
 
 impl<T: Table> HashTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let Opened { map, fd } = open::<T>(pins)?;
-        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?, fd })
+        let Opened { map, fd, capacity } = open::<T>(pins)?;
+        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?, fd, capacity })
+    }
+
+    /// Entries that there is room for.
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// The value of a key; `None` if it is absent.
@@ -204,7 +220,7 @@ impl<T: Table> HashTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &T::Key, value: &T::Value) -> Result<(), TableError> {
-        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0))
+        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0), self.capacity)
     }
 
     /// Removes an entry, present or not.
@@ -264,13 +280,14 @@ fn cpus<T: Table>() -> Result<usize, TableError> {
 /// A table of source ranges, opened by its pin: a trie of prefixes.
 pub struct TrieTable<T: Table<Key = SourceRange>> {
     map: LpmTrie<MapData, Raw<SourceRangeData>, Raw<T::Value>>,
+    capacity: u32,
 }
 
 impl<T: Table<Key = SourceRange>> TrieTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let Opened { map, .. } = open::<T>(pins)?;
-        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let Opened { map, capacity, .. } = open::<T>(pins)?;
+        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))?, capacity })
     }
 
     /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
@@ -289,7 +306,7 @@ impl<T: Table<Key = SourceRange>> TrieTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &SourceRange, value: &T::Value) -> Result<(), TableError> {
-        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0))
+        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0), self.capacity)
     }
 
     /// Removes an entry, present or not.
@@ -323,7 +340,7 @@ pub struct ArrayTable<T: Table<Key = u32>> {
 impl<T: Table<Key = u32>> ArrayTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let Opened { map, fd } = open::<T>(pins)?;
+        let Opened { map, fd, .. } = open::<T>(pins)?;
         Ok(Self { map: Array::try_from(map).map_err(kernel::<T>("cannot use it"))?, fd })
     }
 
@@ -390,7 +407,7 @@ pub struct PerCpuHashTable<T: Table> {
 impl<T: Table> PerCpuHashTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let Opened { map, fd } = open::<T>(pins)?;
+        let Opened { map, fd, .. } = open::<T>(pins)?;
         let map = PerCpuHashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?;
         Ok(Self { map, fd, cpus: cpus::<T>()? })
     }

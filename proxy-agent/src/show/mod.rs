@@ -43,7 +43,8 @@ pub use paint::Paint;
 pub use preflight::{Check, Preflight, PreflightArgs};
 pub use services::{BackendRow, FrontendKind, FrontendRow, Outside, ServiceRow, Services};
 pub use status::{
-    BareDevice, DeviceRow, MissingHook, PodRow, PodStatus, SocketHookRow, SocketStatus, Status, TableRow,
+    BareDevice, DeviceRow, MisfitRow, MissingHook, PodRow, PodStatus, SocketHookRow, SocketStatus, Status,
+    TableRow,
 };
 pub use top::{Column, Rates, ServiceRates, TopArgs};
 

@@ -7,8 +7,8 @@ use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
     AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
-    Frontends, LostEvents, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
-    SourceRanges, Table, TableKind,
+    Frontends, Growth, LostEvents, Misfits, PLACES, Pods, ServiceDrops, ServiceNames, ServiceTraffic,
+    Settings, Slots, Sockets, SourceRanges, Table, TableKind,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -56,6 +56,12 @@ fn describe<T: Table>() -> (String, (MapType, usize, usize, usize)) {
     (T::NAME.to_owned(), (kind, size_of::<T::Key>(), size_of::<T::Value>(), T::CAPACITY as usize))
 }
 
+/// The array that programs find a table through.
+fn places<T: Table>() -> (String, (MapType, usize, usize, usize)) {
+    let Growth::Moved(array) = T::GROWTH else { panic!("{}", T::NAME) };
+    (array.to_owned(), (MapType::ArrayOfMaps, 4, 4, PLACES as usize))
+}
+
 #[test]
 fn the_maps_are_the_tables() -> Result<()> {
     let Some(kernel) = kernel() else {
@@ -83,6 +89,10 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<EventLease>(),
             describe::<Events>(),
             describe::<LostEvents>(),
+            describe::<Misfits>(),
+            places::<Flows>(),
+            places::<Affinities>(),
+            places::<Sockets>(),
         ]
         .map(|(name, what)| (name, format!("{what:?}"))),
     );

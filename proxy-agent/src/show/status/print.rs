@@ -27,6 +27,7 @@ impl Show for Status {
             self.socket_table(paint),
             self.missing_table(paint),
             self.fill_table(paint),
+            self.misfit_table(paint),
         ];
         for section in sections.into_iter().flatten() {
             text += &format!("\n{}\n", lines(&section));
@@ -99,6 +100,17 @@ impl Status {
     }
 }
 
+impl Status {
+    fn misfit_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["SERVICE PORT THAT DOES NOT FIT", "FULL TABLE", "WANTED"], paint);
+        right(&mut table, [2]);
+        for row in &self.misfits {
+            table.add_row([&row.service_port, &row.table, &row.wanted.to_string()]);
+        }
+        (!table.is_empty()).then_some(table)
+    }
+}
+
 impl DeviceRow {
     fn cells(&self) -> [String; 7] {
         let pods = if self.pod_traffic { ", pods" } else { "" };
@@ -150,7 +162,7 @@ pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::show::{BareDevice, MissingHook, SocketStatus, TableRow};
+    use crate::show::{BareDevice, MisfitRow, MissingHook, SocketStatus, TableRow};
 
     #[test]
     fn people_see_what_is_there_and_why_packets_were_dropped() {
@@ -173,6 +185,11 @@ mod tests {
                 ..SocketStatus::example()
             },
             tables: vec![TableRow { name: "FLOWS", used: 6, capacity: 524_288 }],
+            misfits: vec![MisfitRow {
+                service_port: "default/web:http/TCP/IPv4".to_owned(),
+                table: "BACKENDS".to_owned(),
+                wanted: 3,
+            }],
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
             source_ports: 34_305,
@@ -210,7 +227,10 @@ SOCKET HOOK NOT ATTACHED  REASON
 sluice_connect4           no pin
 
 TABLE  USED  CAPACITY
-FLOWS     6    524288";
+FLOWS     6    524288
+
+SERVICE PORT THAT DOES NOT FIT  FULL TABLE  WANTED
+default/web:http/TCP/IPv4       BACKENDS         3";
         assert_eq!(status.table(Paint::Plain), expected);
     }
 }

@@ -71,8 +71,9 @@ impl Latencies {
     /// Of at least one change.
     fn of(mut seconds: Vec<f64>) -> Option<Self> {
         seconds.sort_by(f64::total_cmp);
-        let at = |hundredths: usize| seconds.get((seconds.len() * hundredths / 100).min(seconds.len() - 1));
-        Some(Self { median: *at(50)?, p99: *at(99)?, max: *seconds.last()? })
+        let max = *seconds.last()?;
+        let at = |hundredths: usize| seconds.get(seconds.len() * hundredths / 100).copied();
+        Some(Self { median: at(50)?, p99: at(99)?, max })
     }
 }
 
