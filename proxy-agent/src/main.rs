@@ -21,7 +21,7 @@ use proxy_agent::{
     datapath::{self, Pins},
     events::{Events, Reporter},
     health::{Clock, Progress},
-    http,
+    http, kube_proxy,
     metrics::Metrics,
     run, watch,
 };
@@ -61,6 +61,7 @@ fn start(args: RunArgs) -> anyhow::Result<()> {
     match &configuration.task {
         Task::WriteConfig(path) => write_config(&configuration, path),
         Task::Cleanup => clean_up(&configuration.sluice.bpffs()),
+        Task::CleanupKubeProxy => clean_up_kube_proxy(&configuration),
         Task::InitOnly => Ok(run::prepare(&options(&configuration)?)?),
         Task::Run => {
             adjust_oom_score(configuration.kube_proxy.oom_score_adj.unwrap_or_default());
@@ -102,6 +103,43 @@ fn clean_up(bpffs: &Path) -> anyhow::Result<()> {
         tracing::warn!(reason, "could not see whether the kernel has freed all links");
     }
     Ok(())
+}
+
+/// Removes what kube-proxy has left on this node.
+fn clean_up_kube_proxy(configuration: &Configuration) -> anyhow::Result<()> {
+    if !configuration.sluice.allow_kube_proxy.unwrap_or_default()
+        && let Some(active) = kube_proxy::active(configuration.http()?.metrics)
+    {
+        bail!("{active}, and would make its rules anew. Stop it first, or say --allow-kube-proxy as well");
+    }
+    let kube_proxy::Outcome { removed, unremoved } = kube_proxy::cleanup();
+    for removed in &removed {
+        tracing::info!("removed {removed}");
+    }
+    for error in &unremoved {
+        tracing::error!("{}", proxy_agent::report(error));
+    }
+    match unremoved.len() {
+        0 if removed.is_empty() => tracing::info!("nothing to remove: nothing of kube-proxy is here"),
+        0 => tracing::info!("looked again: nothing of kube-proxy is left here"),
+        count => bail!("not all of kube-proxy could be removed: {count} errors, see above"),
+    }
+    Ok(())
+}
+
+/// Refuses to serve beside a kube-proxy: what one of them does not serve any more, the other still would. Its pod may be
+/// ending, as it is when a node goes over to Sluice.
+async fn expect_no_kube_proxy(configuration: &Configuration) -> anyhow::Result<()> {
+    if configuration.sluice.allow_kube_proxy.unwrap_or_default() {
+        return Ok(());
+    }
+    kube_proxy::absence(configuration.http()?.metrics, END_OF_KUBE_PROXY).await.map_err(|active| {
+        anyhow::anyhow!(
+            "{active}, and has not ended in {} s. Only one may serve a node: keep kube-proxy off it (docs/migrate.md), \
+             or let both run with --allow-kube-proxy",
+            END_OF_KUBE_PROXY.as_secs()
+        )
+    })
 }
 
 /// As with kube-proxy, the agent is no worse off if it may not.
@@ -169,6 +207,13 @@ enum End {
 }
 
 async fn serve(args: RunArgs, host: Host, configuration: Configuration) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        absent = expect_no_kube_proxy(&configuration) => absent?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let mut options = options(&configuration)?;
     let place = pods_place(&mut options);
@@ -245,6 +290,9 @@ async fn run_with_servers(
         }
     }
 }
+
+/// How long kube-proxy may take to end: as long as Kubernetes leaves to pods that do not say otherwise.
+const END_OF_KUBE_PROXY: Duration = Duration::from_secs(30);
 
 /// How long an agent that fails may take to tell of it.
 const LAST_WORDS: Duration = Duration::from_secs(5);

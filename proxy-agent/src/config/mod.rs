@@ -60,6 +60,8 @@ pub enum Task {
     WriteConfig(PathBuf),
     /// Remove what other runs have left (LIFE-09).
     Cleanup,
+    /// Remove what kube-proxy has left.
+    CleanupKubeProxy,
     /// Only what comes before serving (LIFE-10).
     InitOnly,
 }

@@ -23,6 +23,18 @@ pub const BPFFS: &str = "/sys/fs/bpf/sluice";
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SluiceOptions {
+    /// Run although a kube-proxy runs on this node, too. Otherwise Sluice waits for it to end, 30 seconds at most, and fails
+    #[arg(
+        long,
+        value_name = "true|false",
+        value_parser = go_bool,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Node and clients"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_kube_proxy: Option<bool>,
     /// Addresses of API servers, instead of the one that kubeconfig or the service account names: in this order, the
     /// next is asked when one does not answer. Let them be those of the servers themselves: a ClusterIP is served by
     /// what is to be learnt there
@@ -127,6 +139,7 @@ impl SluiceOptions {
     #[must_use]
     pub(super) fn or(self, file: Self) -> Self {
         Self {
+            allow_kube_proxy: self.allow_kube_proxy.or(file.allow_kube_proxy),
             api_servers: self.api_servers.or(file.api_servers),
             manifests: self.manifests.or(file.manifests),
             bpffs: self.bpffs.or(file.bpffs),

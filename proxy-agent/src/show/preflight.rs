@@ -1,6 +1,5 @@
 //! `sluice preflight`: can this machine run Sluice, and who else balances here? Nothing is attached and nothing is changed.
 
-mod netfilter;
 mod others;
 mod own;
 mod print;

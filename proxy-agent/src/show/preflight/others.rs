@@ -1,9 +1,12 @@
 //! Who else balances on this node: kube-proxy in any of its modes, and proxies made of BPF programs.
 
-use std::{collections::BTreeSet, fs};
+use std::collections::BTreeSet;
 
-use super::{Check, netfilter};
-use crate::datapath::program_names;
+use super::Check;
+use crate::{
+    datapath::program_names,
+    kube_proxy::{self, Active},
+};
 
 /// How the names of others' programs begin, and whose they are.
 const PROGRAMS: [(&str, &str); 3] =
@@ -11,44 +14,39 @@ const PROGRAMS: [(&str, &str); 3] =
 
 /// Looks for all of them.
 pub(super) fn checks() -> Vec<Check> {
-    let own = ipvs(&fs::read_to_string("/proc/net/ip_vs").unwrap_or_default());
+    let netfilter = kube_proxy::netfilter_chains().map_err(|error| error.to_string()).map(|chains| {
+        let found = kube_proxy::in_netfilter(&chains).iter().map(ToString::to_string).collect();
+        (chains.len(), found)
+    });
     vec![
-        kube_proxy(&processes()),
-        rules(&netfilter::chains(), &fs::read_to_string("/proc/net/ip_tables_names").unwrap_or_default()),
-        own,
+        running(kube_proxy::active(Some(kube_proxy::METRICS))),
+        rules(netfilter, kube_proxy::in_legacy_tables()),
+        ipvs(kube_proxy::ipvs_services(), kube_proxy::has_ipvs_device()),
         bpf_proxies(&program_names().map_err(|error| crate::report(&error))),
     ]
 }
 
-/// The names of processes that this one sees.
-fn processes() -> Vec<(u32, String)> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
-    let named = entries.filter_map(|entry| {
-        let id = entry.file_name().to_str()?.parse().ok()?;
-        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
-        Some((id, name.trim_end().to_owned()))
-    });
-    named.collect()
-}
+/// What to do about what kube-proxy left.
+const CLEAN_UP: &str = "stop kube-proxy and run `sluice run --cleanup-kube-proxy`";
 
-fn kube_proxy(processes: &[(u32, String)]) -> Check {
+fn running(active: Option<Active>) -> Check {
     const NAME: &str = "kube-proxy";
-    match processes.iter().find(|(_, name)| name == "kube-proxy") {
-        Some((id, _)) => Check::warning(
+    match active {
+        Some(active) => Check::warning(
             NAME,
-            format!("it runs as process {id}: both would serve, Sluice first"),
+            format!("{active}: only one may serve a node"),
             "delete its DaemonSet, or keep it off this node",
         ),
-        None => Check::ok(NAME, "no process of that name is seen from here"),
+        None => Check::ok(NAME, "none is seen from here, and none answers at its address for metrics"),
     }
 }
 
 /// Rules that kube-proxy leaves when it ends. They are never reached by what Sluice serves at ingress; but they see every
 /// packet of the node, and switch connection tracking on.
-fn rules(chains: &Result<Vec<netfilter::Chain>, String>, legacy: &str) -> Check {
+fn rules(netfilter: Result<(usize, Vec<String>), String>, legacy: Result<Vec<String>, String>) -> Check {
     const NAME: &str = "netfilter rules";
-    let chains = match chains {
-        Ok(chains) => chains,
+    let (count, mut found) = match netfilter {
+        Ok(netfilter) => netfilter,
         Err(error) => {
             let found = format!("cannot list them: {error}");
             return Check::warning(
@@ -58,50 +56,35 @@ fn rules(chains: &Result<Vec<netfilter::Chain>, String>, legacy: &str) -> Check 
             );
         }
     };
-    let mut found = BTreeSet::new();
-    for chain in chains {
-        if chain.table == "kube-proxy" {
-            found.insert(format!("table {} kube-proxy (nftables mode)", chain.family));
-        } else if chain.name == "KUBE-SERVICES" || chain.name == "KUBE-NODEPORTS" {
-            found.insert(format!(
-                "chain {} in table {} {} (iptables mode)",
-                chain.name, chain.family, chain.table
-            ));
-        }
-    }
+    let unread = legacy.map(|legacy| found.extend(legacy)).err();
     if !found.is_empty() {
-        let found: Vec<_> = found.into_iter().collect();
+        return Check::warning(NAME, format!("kube-proxy's are there: {}", found.join(", ")), CLEAN_UP);
+    }
+    if let Some(error) = unread {
         return Check::warning(
             NAME,
-            format!("kube-proxy's are there: {}", found.join(", ")),
-            "stop kube-proxy and run `kube-proxy --cleanup`",
+            format!("the legacy iptables have a nat table, which cannot be listed from here ({error})"),
+            "look with `iptables-legacy-save -t nat | grep KUBE-`, and the same with ip6tables",
         );
     }
-    if legacy.lines().any(|table| table == "nat") {
-        return Check::warning(
-            NAME,
-            "the legacy iptables have a nat table, which cannot be listed from here",
-            "look with `iptables-legacy-save -t nat | grep KUBE-`",
-        );
-    }
-    Check::ok(NAME, format!("none of kube-proxy's among {} chains", chains.len()))
+    Check::ok(NAME, format!("none of kube-proxy's among {count} chains"))
 }
 
-/// Services of IPVS, by the kernel's own list: one line each after three of heading.
-fn ipvs(list: &str) -> Check {
+/// What is left of kube-proxy's mode ipvs.
+fn ipvs(services: usize, has_device: bool) -> Check {
     const NAME: &str = "ipvs";
-    let services =
-        list.lines().filter(|line| ["TCP", "UDP", "SCTP"].iter().any(|kind| line.starts_with(kind))).count();
-    if services > 0 {
-        Check::warning(
+    match (services, has_device) {
+        (0, false) => Check::ok(NAME, "no services"),
+        (_, true) => Check::warning(
             NAME,
-            format!(
-                "{services} services; kube-proxy in IPVS mode leaves them behind, with a device kube-ipvs0"
-            ),
-            "stop kube-proxy and run `kube-proxy --cleanup`",
-        )
-    } else {
-        Check::ok(NAME, "no services")
+            format!("{services} services, and device {} of kube-proxy's", kube_proxy::IPVS_DEVICE),
+            CLEAN_UP,
+        ),
+        (_, false) => Check::warning(
+            NAME,
+            format!("{services} services; without device {}, not kube-proxy's", kube_proxy::IPVS_DEVICE),
+            "see who balances by IPVS, and what",
+        ),
     }
 }
 
@@ -135,31 +118,21 @@ mod tests {
     use super::*;
     use crate::show::preflight::Status;
 
-    fn chain(family: &'static str, table: &str, name: &str) -> netfilter::Chain {
-        netfilter::Chain { family, table: table.to_owned(), name: name.to_owned() }
-    }
-
     #[test]
-    fn what_kube_proxy_leaves_is_found_in_every_mode() {
-        let nothing = Ok(vec![chain("ip", "nat", "POSTROUTING"), chain("inet", "firewalld", "filter_INPUT")]);
-        assert_eq!(rules(&nothing, "filter\n").status, Status::Ok);
-        let iptables = Ok(vec![chain("ip", "nat", "KUBE-SERVICES")]);
-        let check = rules(&iptables, "");
-        assert!(
-            check.status == Status::Warning && check.found.contains("KUBE-SERVICES in table ip nat"),
-            "{check:?}"
-        );
-        let nftables = Ok(vec![chain("ip6", "kube-proxy", "services")]);
-        assert!(rules(&nftables, "").found.contains("table ip6 kube-proxy"));
-        assert!(rules(&nothing, "nat\n").found.contains("legacy"));
-        assert_eq!(rules(&Err("why".to_owned()), "").status, Status::Warning);
-        let list = "IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port Scheduler Flags\n  -> \
-                    RemoteAddress:Port\nTCP  0A600001:01BB rr\n  -> C0000201:192B      Masq    1      0          0\n";
-        assert!(ipvs(list).found.starts_with("1 services"));
-        assert_eq!(ipvs("").status, Status::Ok);
-        let processes = [(1, "init".to_owned()), (77, "kube-proxy".to_owned())];
-        assert!(kube_proxy(&processes).found.contains("77"));
-        assert_eq!(kube_proxy(&processes[..1]).status, Status::Ok);
+    fn what_kube_proxy_leaves_is_told_with_what_to_do() {
+        let found = |found: &[&str]| Ok((9, found.iter().map(|text| (*text).to_owned()).collect()));
+        assert_eq!(rules(found(&[]), Ok(Vec::new())).status, Status::Ok);
+        let check = rules(found(&["table ip kube-proxy"]), Ok(vec!["chain KUBE-SERVICES".to_owned()]));
+        assert!(check.found.ends_with("table ip kube-proxy, chain KUBE-SERVICES"), "{check:?}");
+        assert!(check.remedy.is_some_and(|remedy| remedy.contains("--cleanup-kube-proxy")));
+        assert!(rules(found(&[]), Err("why".to_owned())).found.contains("legacy"));
+        assert!(rules(found(&["table"]), Err("why".to_owned())).found.ends_with("table"));
+        assert_eq!(rules(Err("why".to_owned()), Ok(Vec::new())).status, Status::Warning);
+        assert_eq!(ipvs(0, false).status, Status::Ok);
+        assert!(ipvs(1, true).found.starts_with("1 services") && ipvs(0, true).status == Status::Warning);
+        assert!(ipvs(1, false).found.ends_with("not kube-proxy's"));
+        assert!(running(Some(Active::Process(77))).found.contains("77"));
+        assert_eq!(running(None).status, Status::Ok);
     }
 
     #[test]
