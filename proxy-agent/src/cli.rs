@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{BPFFS, RunArgs};
+use crate::{
+    config::{BPFFS, RunArgs},
+    show::ShowCommand,
+};
 
 /// Sluice: a kube-proxy replacement that balances in the kernel.
 #[derive(Debug, Parser)]
@@ -22,10 +25,9 @@ pub enum Command {
     // Of a flag that is there twice the last counts, as with kube-proxy.
     #[command(args_override_self = true, version, display_name = "sluice")]
     Run(Box<RunArgs>),
-    /// Show what is in the kernel: programs, devices, how full the tables are, what was dropped.
-    Status(ShowArgs),
-    /// Show the services in the kernel: frontends, backends, traffic.
-    Services(ShowArgs),
+    /// What people ask.
+    #[command(flatten)]
+    Show(ShowCommand),
 }
 
 /// Arguments of the commands that show something.

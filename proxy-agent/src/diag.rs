@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, fmt, io};
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-    NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_sock_diag::{
     SockDiagDestroy, SockDiagMessage,
@@ -214,7 +214,9 @@ impl Diag {
 }
 
 /// The messages of a datagram.
-fn parse(mut bytes: &[u8]) -> Result<VecDeque<NetlinkMessage<SockDiagMessage>>, DecodeError> {
+pub(crate) fn parse<M: NetlinkDeserializable>(
+    mut bytes: &[u8],
+) -> Result<VecDeque<NetlinkMessage<M>>, DecodeError> {
     let mut messages = VecDeque::new();
     while !bytes.is_empty() {
         let message = NetlinkMessage::deserialize(bytes)?;
@@ -311,7 +313,8 @@ mod tests {
             bytes
         };
         let numbers = |bytes: &[u8]| -> Result<Vec<u32>, DecodeError> {
-            parse(bytes).map(|all| all.iter().map(|message| message.header.sequence_number).collect())
+            parse::<SockDiagMessage>(bytes)
+                .map(|all| all.iter().map(|message| message.header.sequence_number).collect())
         };
         let two = [message(1), message(2)].concat();
         assert_eq!(numbers(&two).unwrap(), [1, 2]);

@@ -40,6 +40,9 @@ pub struct Progress {
     turned: Option<Duration>,
     /// Whether load balancers may send traffic to this node (HZ-06).
     pub node_is_eligible: bool,
+    /// Programs that the kernel has refused. Those of an earlier agent stand in for them, so the node is none the worse, but
+    /// this agent is not what it should be.
+    pub refused: Vec<&'static str>,
 }
 
 /// How far it has got with a family.

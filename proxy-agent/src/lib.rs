@@ -19,6 +19,7 @@ mod document;
 pub mod events;
 pub mod health;
 pub mod http;
+pub mod kube_proxy;
 pub mod metrics;
 pub mod ports;
 mod random;

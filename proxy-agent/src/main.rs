@@ -16,14 +16,14 @@ use futures::{
 };
 use proxy_agent::{
     cgroup::{self, CgroupError},
-    cli::{Cli, Command, ShowArgs},
+    cli::{Cli, Command},
     config::{self, Configuration, Host, LogFormat, Note, RunArgs, SocketLb, Task, node_name, with_dashes},
     datapath::{self, Pins},
     events::{Events, Reporter},
     health::{Clock, Progress},
-    http,
+    http, kube_proxy,
     metrics::Metrics,
-    run, show, watch,
+    run, watch,
 };
 use proxy_common::{config::SocketFlags, pod::PodReasons};
 use proxy_model::Change;
@@ -35,29 +35,16 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let result = match Cli::parse_from(with_dashes(std::env::args_os())).command {
-        Command::Run(args) => start(*args),
-        Command::Status(args) => print(&args, show::status),
-        Command::Services(args) => print(&args, show::services),
+        Command::Run(args) => start(*args).map(|()| ExitCode::SUCCESS),
+        Command::Show(command) => command.run().map_err(Into::into),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             let _stderr_is_gone =
                 writeln!(std::io::stderr(), "sluice: {}", proxy_agent::report(error.as_ref()));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Prints what `show` reads from the kernel. A reader that stops early (`| head`) is no error.
-fn print<T: show::Show>(
-    args: &ShowArgs,
-    read: fn(&Pins) -> Result<T, show::ShowError>,
-) -> anyhow::Result<()> {
-    let text = show::render(&read(&Pins::new(&args.pins.bpffs))?, args.output)?;
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }
 
@@ -74,6 +61,7 @@ fn start(args: RunArgs) -> anyhow::Result<()> {
     match &configuration.task {
         Task::WriteConfig(path) => write_config(&configuration, path),
         Task::Cleanup => clean_up(&configuration.sluice.bpffs()),
+        Task::CleanupKubeProxy => clean_up_kube_proxy(&configuration),
         Task::InitOnly => Ok(run::prepare(&options(&configuration)?)?),
         Task::Run => {
             adjust_oom_score(configuration.kube_proxy.oom_score_adj.unwrap_or_default());
@@ -115,6 +103,43 @@ fn clean_up(bpffs: &Path) -> anyhow::Result<()> {
         tracing::warn!(reason, "could not see whether the kernel has freed all links");
     }
     Ok(())
+}
+
+/// Removes what kube-proxy has left on this node.
+fn clean_up_kube_proxy(configuration: &Configuration) -> anyhow::Result<()> {
+    if !configuration.sluice.allow_kube_proxy.unwrap_or_default()
+        && let Some(active) = kube_proxy::active(configuration.http()?.metrics)
+    {
+        bail!("{active}, and would make its rules anew. Stop it first, or say --allow-kube-proxy as well");
+    }
+    let kube_proxy::Outcome { removed, unremoved } = kube_proxy::cleanup();
+    for removed in &removed {
+        tracing::info!("removed {removed}");
+    }
+    for error in &unremoved {
+        tracing::error!("{}", proxy_agent::report(error));
+    }
+    match unremoved.len() {
+        0 if removed.is_empty() => tracing::info!("nothing to remove: nothing of kube-proxy is here"),
+        0 => tracing::info!("looked again: nothing of kube-proxy is left here"),
+        count => bail!("not all of kube-proxy could be removed: {count} errors, see above"),
+    }
+    Ok(())
+}
+
+/// Refuses to serve beside a kube-proxy: what one of them does not serve any more, the other still would. Its pod may be
+/// ending, as it is when a node goes over to Sluice.
+async fn expect_no_kube_proxy(configuration: &Configuration) -> anyhow::Result<()> {
+    if configuration.sluice.allow_kube_proxy.unwrap_or_default() {
+        return Ok(());
+    }
+    kube_proxy::absence(configuration.http()?.metrics, END_OF_KUBE_PROXY).await.map_err(|active| {
+        anyhow::anyhow!(
+            "{active}, and has not ended in {} s. Only one may serve a node: keep kube-proxy off it (docs/migrate.md), \
+             or let both run with --allow-kube-proxy",
+            END_OF_KUBE_PROXY.as_secs()
+        )
+    })
 }
 
 /// As with kube-proxy, the agent is no worse off if it may not.
@@ -182,6 +207,13 @@ enum End {
 }
 
 async fn serve(args: RunArgs, host: Host, configuration: Configuration) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        absent = expect_no_kube_proxy(&configuration) => absent?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    }
     let hostname = nix::unistd::gethostname().context("cannot read the host's name")?;
     let mut options = options(&configuration)?;
     let place = pods_place(&mut options);
@@ -258,6 +290,9 @@ async fn run_with_servers(
         }
     }
 }
+
+/// How long kube-proxy may take to end: as long as Kubernetes leaves to pods that do not say otherwise.
+const END_OF_KUBE_PROXY: Duration = Duration::from_secs(30);
 
 /// How long an agent that fails may take to tell of it.
 const LAST_WORDS: Duration = Duration::from_secs(5);

@@ -5,7 +5,9 @@
 
 mod audit;
 mod bypass;
+mod layouts;
 mod placing;
+mod room;
 mod settings;
 mod sockets;
 mod stale;
@@ -34,13 +36,17 @@ use tracing::{info, warn};
 use self::{
     audit::Auditing,
     placing::Placing,
+    room::{Misfits, Moves},
     settings::Settings,
     sockets::Sockets,
     stale::StaleSockets,
     telling::{Failing, Telling},
 };
 use crate::{
-    datapath::{self, AttachError, Datapath, KernelTables, LoadError, Pins, Pressure, TableError},
+    datapath::{
+        self, AttachError, Capacities, Datapath, KernelTables, LoadError, Pins, Pressure, Resizing,
+        TableError,
+    },
     devices::{DeviceError, DeviceRules, Devices},
     metrics::Standing,
     ports::PortRange,
@@ -68,10 +74,12 @@ pub struct Options {
     pub node_ports: PortRange,
     /// Who is served at sockets.
     pub sockets: SocketOptions,
-    /// How long after an audit of the tables the next one begins.
-    pub audit_interval: Duration,
+    /// How long after an audit of the tables the next one begins; `None`: there are none.
+    pub audit_interval: Option<Duration>,
     /// How long flows may be silent.
     pub timeouts: ConntrackTimeouts,
+    /// How much the tables have room for.
+    pub capacities: Capacities,
 }
 
 /// Who is served at sockets.
@@ -120,6 +128,7 @@ pub async fn run(
     agent.telling.start();
     agent.place(&mut devices).await?;
     agent.serve_sockets();
+    agent.move_tables();
     let mut changes = changes.ready_chunks(BATCH);
     let mut sweeping = JoinSet::new();
     let mut stale = StaleSockets::new(&agent.pins, agent.sockets.protocols());
@@ -138,7 +147,7 @@ pub async fn run(
                 agent.finish_sweep(swept);
                 agent.look_after_programs(&mut devices).await;
             }
-            () = sleep_until(agent.auditing.due().into()) => agent.audit(),
+            () = reached(agent.auditing.due()) => agent.audit(),
             () = stale.proceed() => {}
             () = reached(retry_at) => {
                 retry_at = None;
@@ -146,6 +155,7 @@ pub async fn run(
                     agent.place_again(&mut devices).await;
                 }
                 agent.serve_sockets();
+                agent.move_tables();
             }
             _ = beat.tick() => {}
         }
@@ -161,7 +171,7 @@ pub async fn run(
 /// (LIFE-10). What an earlier run has left serves on.
 pub fn prepare(options: &Options) -> Result<(), RunError> {
     let pins = Pins::new(&options.bpffs);
-    datapath::load(&pins)?.load_all()?;
+    datapath::load(&pins, options.capacities, Resizing::Forbidden)?.load_all()?;
     info!(pins = %pins.root().display(), "the kernel takes all programs, and the tables are there; nothing was attached");
     Ok(())
 }
@@ -186,9 +196,13 @@ struct Agent {
     detect_local: DetectLocal,
     placing: Placing,
     sockets: Sockets,
+    misfits: Misfits,
+    moves: Moves,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
     auditing: Auditing,
+    /// How long programs of other layouts go on with their flows.
+    old_layouts_stay: Duration,
     /// When the flow table is to be swept again.
     sweep_at: Instant,
     /// How full the latest sweep left the flow table.
@@ -203,10 +217,11 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options, outlets: Outlets) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts } = options;
+        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts, capacities } =
+            options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
-        let mut datapath = datapath::load(&pins)?;
+        let mut datapath = datapath::load(&pins, capacities, Resizing::Allowed)?;
         if let Some(logger) = datapath.take_logger() {
             tokio::spawn(datapath::forward_log(logger));
         }
@@ -219,11 +234,14 @@ impl Agent {
             "datapath loaded; frontends found from an earlier run go on serving"
         );
         Ok(Self {
+            old_layouts_stay: layouts::stay(&timeouts),
             settings: Settings::start(&pins, node_ports, timeouts)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,
-            model: Model::new(model, restored),
+            misfits: Misfits::start(&pins)?,
+            moves: Moves::Pending(None),
+            model: Model::with_capacities(model, restored, KernelTables::capacities(&pins)?),
             pins,
             datapath,
             tables,
@@ -249,6 +267,7 @@ impl Agent {
     fn is_unfinished(&self) -> bool {
         self.is_misplaced()
             || self.sockets.is_unfinished()
+            || self.moves.is_pending()
             || self.model.is_unfinished()
             || self.telling.is_failing()
     }
@@ -265,7 +284,9 @@ impl Agent {
     fn program(&mut self) {
         let began = self.now();
         self.telling.begin_round(&self.model);
-        for problem in self.model.plan(began) {
+        let news = self.model.plan(began);
+        let misfits = self.misfits.note(&self.model, !news.is_empty());
+        for problem in news {
             warn!("{problem}");
             self.telling.misfit(&problem, &self.model);
         }
@@ -278,6 +299,7 @@ impl Agent {
         let networks = self.model.pod_networks();
         failing.note(self.settings.set_pod_networks(networks, &self.detect_local));
         failing.note(sockets);
+        failing.note(misfits);
         if written && self.model.is_synced() && !self.synced {
             self.synced = true;
             let counts = self.model.counts();
@@ -288,7 +310,7 @@ impl Agent {
                 took = ?before.elapsed(),
                 "synced"
             );
-            self.remove_other_layouts();
+            self.look_after_other_layouts();
         }
         self.telling.end_round(failing, &mut self.model, &self.addresses);
         self.telling.stand(&self.standing());
@@ -305,6 +327,7 @@ impl Agent {
             table_entries: self.model.table_entries(),
             devices: self.placing.counts(),
             socket_programs: self.sockets.attached(),
+            unfit: self.misfits.counts(),
         }
     }
 
@@ -316,26 +339,6 @@ impl Agent {
             settings.flags = settings.flags.with(SocketFlags::PODS_LISTED);
         }
         settings
-    }
-
-    /// Ends what agents with other layouts have left. Until this agent serves, theirs must; then both translate, so
-    /// the sooner one stops the better. This build cannot read their flows and so cannot take them over.
-    fn remove_other_layouts(&self) {
-        let removed = self.pins.others().and_then(|others| {
-            others.iter().try_for_each(|other| {
-                let links = other.remove()?;
-                let pins = other.root().display();
-                info!(
-                    %pins,
-                    links,
-                    "removed the links and tables of another layout; connections that began through them end"
-                );
-                Ok(())
-            })
-        });
-        if let Err(error) = removed {
-            warn!("{}; links and tables of another layout remain", crate::report(&error));
-        }
     }
 
     /// As [`Agent::place`], but what fails now may succeed later: the programs that are attached go on.
@@ -360,17 +363,37 @@ impl Agent {
         self.sockets.note_addresses(&all);
         // Before packets get a new address as their source, answers to it must be looked for.
         self.program();
-        Ok(self.placing.place(&mut self.datapath, &self.pins, &all)?)
+        self.placing.place(&mut self.datapath, &self.pins, &all)?;
+        self.keep_programs();
+        Ok(())
     }
 
     fn serve_sockets(&mut self) {
         self.sockets.serve(&mut self.datapath, &self.pins);
+        self.keep_programs();
+    }
+
+    /// What serves now, another agent may have to go on with. Says which of this one's programs do not.
+    fn keep_programs(&mut self) {
+        if let Err(error) = self.datapath.keep() {
+            warn!("{}; an agent whose programs are refused has none to go on with", crate::report(&error));
+        }
+        self.telling.refused(self.datapath.refused());
+    }
+
+    /// Moves tables that are to have another capacity, once all programs are this build's.
+    fn move_tables(&mut self) {
+        if !self.is_misplaced() && !self.sockets.is_unfinished() {
+            self.moves.go_on(&self.pins);
+        }
     }
 
     /// Looks at a part of the tables, if it is time.
     fn audit(&mut self) {
-        let Self { auditing, model, tables, settings, placing, .. } = self;
-        auditing.go_on(model, tables, settings, placing);
+        let Self { auditing, model, tables, settings, placing, telling, .. } = self;
+        if let Some(verdict) = auditing.go_on(model, tables, settings, placing) {
+            telling.audited(&verdict);
+        }
     }
 
     /// Puts programs back that somebody has taken off.
@@ -385,5 +408,6 @@ impl Agent {
         }
         self.sockets.notice_losses(&self.pins);
         self.serve_sockets();
+        self.look_after_other_layouts();
     }
 }

@@ -51,7 +51,8 @@ impl Addr {
     /// Whether this is an IPv4 address.
     #[must_use]
     pub const fn is_v4(self) -> bool {
-        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+        // One comparison for the verifier, which would walk each way out of three.
+        self.words[0] | self.words[1] | self.words[2] ^ MAPPED == 0
     }
 
     /// The unspecified address of the same family: `0.0.0.0` or `::`.

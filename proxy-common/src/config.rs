@@ -144,6 +144,15 @@ impl Network {
         network
     }
 
+    /// Its first address, and how many bits all its addresses share with that, of the address's own family.
+    #[must_use]
+    pub const fn prefix(&self) -> (Addr, u32) {
+        let first = Addr::from_v6_words(self.address);
+        let [a, b, c, d] = self.mask;
+        let bits = a.count_ones() + b.count_ones() + c.count_ones() + d.count_ones();
+        (first, if first.is_v4() { bits.saturating_sub(96) } else { bits })
+    }
+
     /// Whether the address is in it.
     #[must_use]
     #[inline(always)]
@@ -337,6 +346,7 @@ mod tests {
         let v6 = Network::new(addr("fd00:10:244::"), 48);
         assert!(v6.contains(addr("fd00:10:244:ffff::1")));
         assert!(!v6.contains(addr("fd00:10:245::1")) && !v6.contains(addr("10.244.0.1")));
+        assert_eq!((v4.prefix(), v6.prefix()), ((addr("10.244.0.0"), 16), (addr("fd00:10:244::"), 48)));
         let all = Network::new(addr("0.0.0.0"), 0);
         assert!(all.contains(addr("192.0.2.1")) && !all.contains(addr("2001:db8::1")));
         assert!(!Network::NONE.contains(addr("255.255.255.255")));

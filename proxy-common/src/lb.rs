@@ -245,7 +245,10 @@ fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
     }
     match remember::remember(tables, packet, selection, mode) {
         Some(reason) => Verdict::Drop(reason),
-        None => written(tables, &packet.key),
+        None => {
+            tables.tell_flow(packet.device);
+            written(tables, &packet.key)
+        }
     }
 }
 

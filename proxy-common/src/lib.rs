@@ -24,11 +24,13 @@ pub mod crc32c;
 pub mod device;
 pub mod drop;
 pub mod endian;
+pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod lb;
+pub mod misfit;
 pub mod pod;
 pub mod ranges;
 pub mod route;
@@ -41,5 +43,6 @@ pub mod xdp;
 /// Version of every layout in this crate; the agent pins maps below `v{LAYOUT_VERSION}`.
 ///
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
-/// agent never adopts maps which it would misread.
+/// agent never adopts maps which it would misread. In every layout, `FRONTENDS` and `ADDRESSES` are hash tables without which no
+/// flow begins: an agent of another one empties them, so that these programs go on with what they have.
 pub const LAYOUT_VERSION: u32 = 4;

@@ -16,10 +16,12 @@ use crate::{
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
     drop::DropReason,
+    event::Lease,
     filter::{FilterLine, LINES},
     flow::FlowEntry,
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
+    misfit::Misfit,
     pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     route::{ROUTES, Route},
@@ -48,7 +50,31 @@ pub enum TableKind {
     Array,
     /// Array with a value per CPU.
     PerCpuArray,
+    /// Ring of records that one reader takes out; no keys, and its capacity in bytes.
+    Ring,
 }
+
+/// How a table that is pinned already is given another capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// It is not.
+    Fixed,
+    /// Only the agent adds entries: it copies them to another map while nothing else is written, and loads the programs with
+    /// that one.
+    Replaced,
+    /// Programs add entries. They find the table through an array of maps of this name, [`PRESENT`] and [`FORMER`], and look
+    /// in both while the agent moves entries.
+    Moved(&'static str),
+}
+
+/// Place of the table in use, in an array of maps.
+pub const PRESENT: u32 = 0;
+
+/// Place of the table that entries are moved from, if they are. Programs find entries there and write none.
+pub const FORMER: u32 = 1;
+
+/// How many places there are.
+pub const PLACES: u32 = 2;
 
 /// One map.
 pub trait Table {
@@ -60,8 +86,10 @@ pub trait Table {
     const NAME: &'static str;
     /// Kind of the map.
     const KIND: TableKind;
-    /// Entries.
+    /// Entries that there is room for, unless the agent is told otherwise; of a ring, bytes.
     const CAPACITY: u32;
+    /// How it is given another capacity.
+    const GROWTH: Growth = Growth::Fixed;
 }
 
 /// Frontend -> how to serve it. Written by the agent, read for each new flow. Absence: not a service.
@@ -74,7 +102,12 @@ impl Table for Frontends {
     const NAME: &'static str = "FRONTENDS";
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 65_536;
+    const GROWTH: Growth = Growth::Replaced;
 }
+
+/// Room for addresses of the node itself. Every other one is the ClusterIP of a frontend, so the table of addresses is not full
+/// before that of frontends is.
+pub const NODE_ADDRESSES: u32 = 4_096;
 
 /// Address -> what is known about it. Written by the agent; read for new flows and for packets that no frontend is
 /// there for. Absence: an address like any other.
@@ -86,7 +119,8 @@ impl Table for Addresses {
     type Value = AddressFlags;
     const NAME: &'static str = "ADDRESSES";
     const KIND: TableKind = TableKind::Hash;
-    const CAPACITY: u32 = 32_768;
+    const CAPACITY: u32 = Frontends::CAPACITY + NODE_ADDRESSES;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// Range of sources that a service port admits. Written by the agent, read for new flows of restricted frontends.
@@ -100,6 +134,7 @@ impl Table for SourceRanges {
     const NAME: &'static str = "SOURCE_RANGES";
     const KIND: TableKind = TableKind::LpmTrie;
     const CAPACITY: u32 = 65_536;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// Number of a device (`ifindex`) -> the device. Written by the agent before the programs are attached to it, read for
@@ -138,6 +173,7 @@ impl Table for Slots {
     const NAME: &'static str = "SLOTS";
     const KIND: TableKind = TableKind::Array;
     const CAPACITY: u32 = 524_288;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// Backend id -> backend. Written by the agent; read for each new flow and each packet of a UDP flow.
@@ -150,6 +186,7 @@ impl Table for Backends {
     const NAME: &'static str = "BACKENDS";
     const KIND: TableKind = TableKind::Array;
     const CAPACITY: u32 = 262_144;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// Tuple at a hook -> its translation, one entry per direction. Written by the datapath; the agent removes
@@ -163,6 +200,7 @@ impl Table for Flows {
     const NAME: &'static str = "FLOWS";
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 524_288;
+    const GROWTH: Growth = Growth::Moved("FLOW_TABLES");
 }
 
 /// Line of the address filter -> roles of the addresses that hash there. Written by the agent, read for every
@@ -192,6 +230,7 @@ impl Table for ServiceNames {
     const NAME: &'static str = "SERVICE_NAMES";
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 16_384;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// Service id -> traffic. Written by the datapath, read by the agent.
@@ -204,6 +243,7 @@ impl Table for ServiceTraffic {
     const NAME: &'static str = "SERVICE_TRAFFIC";
     const KIND: TableKind = TableKind::PerCpuArray;
     const CAPACITY: u32 = ServiceNames::CAPACITY;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// 0 -> settings. Written by the agent before the programs are attached, read when a flow changes its state.
@@ -229,6 +269,7 @@ impl Table for Affinities {
     const NAME: &'static str = "AFFINITIES";
     const KIND: TableKind = TableKind::LruHash;
     const CAPACITY: u32 = 65_536;
+    const GROWTH: Growth = Growth::Moved("AFFINITY_TABLES");
 }
 
 /// Drop reason -> packets. Written by the datapath, read by the agent.
@@ -254,6 +295,7 @@ impl Table for ServiceDrops {
     const NAME: &'static str = "SERVICE_DROPS";
     const KIND: TableKind = TableKind::PerCpuHash;
     const CAPACITY: u32 = 65_536;
+    const GROWTH: Growth = Growth::Replaced;
 }
 
 /// Socket and peer -> what the process takes it for, or who it is. Written and read at sockets; the agent reads it to find
@@ -268,6 +310,7 @@ impl Table for Sockets {
     const NAME: &'static str = "SOCKETS";
     const KIND: TableKind = TableKind::LruHash;
     const CAPACITY: u32 = 65_536;
+    const GROWTH: Growth = Growth::Moved("SOCKET_TABLES");
 }
 
 /// Cgroup that kubelet made for a pod -> the pod. Written by the agent, read when a process of a pod connects. Absence:
@@ -320,4 +363,53 @@ impl Table for Passages {
     const KIND: TableKind = TableKind::PerCpuArray;
     #[expect(clippy::cast_possible_truncation, reason = "a handful")]
     const CAPACITY: u32 = Passage::ALL.len() as u32;
+}
+
+/// 0 -> who listens to events. Written by whoever does, read for each new flow and each drop.
+#[derive(Debug)]
+pub enum EventLease {}
+
+impl Table for EventLease {
+    type Key = u32;
+    type Value = Lease;
+    const NAME: &'static str = "EVENT_LEASE";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = 1;
+}
+
+/// Records of [`Event`](crate::event::Event). Written by the datapath, and at sockets, while somebody listens.
+#[derive(Debug)]
+pub enum Events {}
+
+impl Table for Events {
+    type Key = ();
+    type Value = ();
+    const NAME: &'static str = "EVENTS";
+    const KIND: TableKind = TableKind::Ring;
+    const CAPACITY: u32 = 512 << 10;
+}
+
+/// 0 -> events that found no room in the ring. Written by the datapath, read by whoever listens.
+#[derive(Debug)]
+pub enum LostEvents {}
+
+impl Table for LostEvents {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "LOST_EVENTS";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = 1;
+}
+
+/// Place in a list -> a service port that a table has no room for. Written by the agent for whoever asks how things stand;
+/// what stands behind the end of the list is not told.
+#[derive(Debug)]
+pub enum Misfits {}
+
+impl Table for Misfits {
+    type Key = u32;
+    type Value = Misfit;
+    const NAME: &'static str = "MISFITS";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = 1_024;
 }

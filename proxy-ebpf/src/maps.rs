@@ -4,10 +4,13 @@
     reason = "map values are shared memory behind raw pointers; all access to them is here"
 )]
 
+use core::ptr::NonNull;
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{self, ArrayOfMaps},
     helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_prandom_u32, bpf_jiffies64},
-    macros::map,
+    macros::{btf_map, map},
     maps::{
         Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap,
         lpm_trie::{Key as Prefix, LpmTrie},
@@ -26,22 +29,22 @@ use proxy_common::{
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, First, FlowRef, Found, Insert, InsertError, Tables, Translation},
+    lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
     route::{self, Route},
     socket::{SocketEntry, SocketKey},
     tables::{
-        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends,
-        Passages, Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets,
-        SourceRanges, Table, XdpDevices,
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, FORMER, Flows, Fragments, Frontends,
+        Misfits, PLACES, PRESENT, Passages, Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic,
+        Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
     },
     time::Ticks,
     tuple::{FlowKey, Hook},
     xdp::Passage,
 };
 
-use crate::verified;
+use crate::{events, verified};
 
 type Key<T> = <T as Table>::Key;
 type Value<T> = <T as Table>::Value;
@@ -101,6 +104,8 @@ static SOCKETS: LruHashMap<Key<Sockets>, Value<Sockets>> = lru_hash::<Sockets>()
 #[map]
 static PODS: HashMap<Key<Pods>, Value<Pods>> = hash::<Pods>();
 #[map]
+static MISFITS: HashMap<Key<Misfits>, Value<Misfits>> = hash::<Misfits>();
+#[map]
 static SETTINGS: Array<Value<Settings>> = array::<Settings>();
 #[map]
 static DROPS: PerCpuArray<Value<Drops>> = per_cpu_array::<Drops>();
@@ -110,6 +115,21 @@ static XDP_DEVICES: HashMap<Key<XdpDevices>, Value<XdpDevices>> = hash::<XdpDevi
 static ROUTES: PerCpuArray<Value<Routes>> = per_cpu_array::<Routes>();
 #[map]
 static PASSAGES: PerCpuArray<Value<Passages>> = per_cpu_array::<Passages>();
+
+/// What the kernel compares with a hash table that is to stand in an array: capacities may differ.
+type Hash<T> = btf_maps::HashMap<Key<T>, Value<T>, 1, { BPF_F_NO_PREALLOC as usize }>;
+
+/// The same of tables that forget.
+type LruHash<T> = btf_maps::LruHashMap<Key<T>, Value<T>, 1>;
+
+// Programs find these tables through the arrays alone. One lookup more, in a cache line that is always hot, and an entry is
+// found while all of them move.
+#[btf_map]
+static FLOW_TABLES: ArrayOfMaps<Hash<Flows>, { PLACES as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static AFFINITY_TABLES: ArrayOfMaps<LruHash<Affinities>, { PLACES as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static SOCKET_TABLES: ArrayOfMaps<LruHash<Sockets>, { PLACES as usize }> = ArrayOfMaps::new();
 
 /// Memory for one flow that is being written; means nothing between packets, so nobody else knows it.
 #[map]
@@ -164,44 +184,52 @@ pub(crate) fn remember_ports(key: &FragmentKey, ports: Ports) {
 /// A flow entry in the map. Its memory stays an entry of this map while the program runs, but since Linux 6.1 an entry
 /// that is replaced or removed meanwhile may at once become another flow's (`bpf_mem_cache_free` in kernel/bpf/hashtab.c).
 /// What is read then is checked against the keys that it names; what is written then hits a flow within nanoseconds of
-/// its birth, as a state or time that its next packet corrects.
+/// its birth, as a state or time that its next packet corrects. No flow is a null pointer, lest the compiler keep the
+/// difference in a word that the verifier does not follow.
 #[derive(Clone, Copy)]
-pub(crate) struct Flow(*mut FlowEntry);
+pub(crate) struct Flow(NonNull<FlowEntry>);
 
 impl FlowRef for Flow {
     #[inline(always)]
     fn head(&self) -> FlowHead {
         // SAFETY: the pointer came from a lookup in this run and was checked against null; a concurrent write
         // may show fields of two moments, which each decision tolerates.
-        unsafe { (&raw const (*self.0).head).read() }
+        unsafe { (&raw const (*self.0.as_ptr()).head).read() }
     }
 
     #[inline(always)]
     fn leads_to(&self, key: &FlowKey) -> bool {
         // SAFETY: as above.
-        unsafe { &(*self.0).peer == key }
+        unsafe { &(*self.0.as_ptr()).peer == key }
     }
 
     #[inline(always)]
     fn translation(&self, hook: Hook) -> Translation {
         // SAFETY: as above. The tuple of an entry never changes in place.
-        unsafe { Translation::of(hook, &(*self.0).peer, (*self.0).head.flags) }
+        unsafe { Translation::of(hook, &(*self.0.as_ptr()).peer, (*self.0.as_ptr()).head.flags) }
     }
 
     #[inline(always)]
     fn touch(&self, now: Ticks) {
         // SAFETY: as above; an aligned word.
-        unsafe { (&raw mut (*self.0).head.last_seen).write(now) };
+        unsafe { (&raw mut (*self.0.as_ptr()).head.last_seen).write(now) };
     }
 
     #[inline(always)]
     fn enter(&self, state: FlowState, timeout: Ticks) {
         // SAFETY: as above. The longer timeout of the two moments applies in between, at worst.
         unsafe {
-            (&raw mut (*self.0).head.timeout).write(timeout);
-            (&raw mut (*self.0).head.state).write(state);
+            (&raw mut (*self.0.as_ptr()).head.timeout).write(timeout);
+            (&raw mut (*self.0.as_ptr()).head.state).write(state);
         }
     }
+}
+
+/// Finds a flow, moved already or not.
+#[inline(always)]
+fn find_flow(key: &FlowKey) -> Option<Flow> {
+    let find = |place| FLOW_TABLES.get(place)?.get_ptr_mut(key).and_then(NonNull::new).map(Flow);
+    find(PRESENT).or_else(|| find(FORMER))
 }
 
 /// The kernel's tables.
@@ -264,14 +292,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<Flow> {
-        FLOWS.get_ptr_mut(key).map(Flow)
+        find_flow(key)
     }
 
     #[inline(always)]
     fn other(&self, flow: Flow) -> Option<Flow> {
         // SAFETY: as for the methods of `Flow`. The helper takes a key that lies in a map.
-        let peer = unsafe { &(*flow.0).peer };
-        FLOWS.get_ptr_mut(peer).map(Flow)
+        let peer = unsafe { &(*flow.0.as_ptr()).peer };
+        find_flow(peer)
     }
 
     #[inline(always)]
@@ -292,7 +320,12 @@ impl Tables for Maps {
             Insert::New => BPF_NOEXIST,
             Insert::Replace => BPF_ANY,
         };
-        FLOWS.insert(key, entry, u64::from(flags)).map_err(|error| match error {
+        let is_left_behind = |table: &Hash<Flows>| table.get_ptr(key).is_some();
+        if mode == Insert::New && FLOW_TABLES.get(FORMER).is_some_and(is_left_behind) {
+            return Err(InsertError::Exists);
+        }
+        let table = FLOW_TABLES.get(PRESENT).ok_or(InsertError::Full)?;
+        table.insert(key, entry, u64::from(flags)).map_err(|error| match error {
             EEXIST => InsertError::Exists,
             _ => InsertError::Full,
         })
@@ -300,7 +333,11 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey) {
-        let _absent = FLOWS.remove(key);
+        for place in [PRESENT, FORMER] {
+            if let Some(table) = FLOW_TABLES.get(place) {
+                let _absent = table.remove(key);
+            }
+        }
     }
 
     #[inline(always)]
@@ -319,12 +356,15 @@ impl Tables for Maps {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
         // SAFETY: copied out at once. An element that the kernel recycles meanwhile may show another client's
         // backend, which the caller refuses unless it is of the same service.
-        unsafe { AFFINITIES.get(key) }.copied()
+        let find = |place| unsafe { AFFINITY_TABLES.get(place)?.get(key) }.copied();
+        find(PRESENT).or_else(|| find(FORMER))
     }
 
     #[inline(always)]
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity) {
-        let _forgotten = AFFINITIES.insert(key, value, 0);
+        if let Some(table) = AFFINITY_TABLES.get(PRESENT) {
+            let _forgotten = table.insert(key, value, 0);
+        }
     }
 
     #[inline(always)]
@@ -363,6 +403,11 @@ impl Tables for Maps {
             }
         }
     }
+
+    #[inline(always)]
+    fn tell_flow(&self, device: u32) {
+        events::flow(device);
+    }
 }
 
 impl lb::Sockets for Maps {
@@ -370,12 +415,15 @@ impl lb::Sockets for Maps {
     fn socket(&self, key: &SocketKey) -> Option<SocketEntry> {
         // SAFETY: copied out at once. An element that the kernel recycles meanwhile may show another socket's peer; whoever
         // forgets 65,536 sockets within nanoseconds has other problems.
-        unsafe { SOCKETS.get(key) }.copied()
+        let find = |place| unsafe { SOCKET_TABLES.get(place)?.get(key) }.copied();
+        find(PRESENT).or_else(|| find(FORMER))
     }
 
     #[inline(always)]
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry) {
-        let _forgotten = SOCKETS.insert(key, entry, 0);
+        if let Some(table) = SOCKET_TABLES.get(PRESENT) {
+            let _forgotten = table.insert(key, entry, 0);
+        }
     }
 
     #[inline(always)]
@@ -385,5 +433,10 @@ impl lb::Sockets for Maps {
         let cgroup = CgroupId(unsafe { bpf_get_current_ancestor_cgroup_id(i32::from(level)) });
         // SAFETY: one word, copied out at once. An element that the kernel recycles meanwhile may show another pod's reason.
         PODS.get_ptr(cgroup).map(|pod| unsafe { (*pod).reason })
+    }
+
+    #[inline(always)]
+    fn tell_choice(&self, process: &Process, backend: &Backend) {
+        events::choice(process, backend);
     }
 }

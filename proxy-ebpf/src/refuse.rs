@@ -13,11 +13,13 @@ use aya_ebpf::{
 };
 use network_types::{ip::Ipv6Hdr, tcp::TcpHdr, udp::UdpHdr};
 use proxy_common::{
+    endian::Be16,
     lb::{self, Verdict},
-    tuple::Protocol,
+    tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
 use crate::{
+    events,
     maps::Maps,
     packet::{Packet as _, Unhurried},
     parse::Parsed,
@@ -43,7 +45,13 @@ pub(crate) fn unknown<I: IpHeader, const LINK: usize>(ctx: &TcContext) -> usize 
         return 0;
     }
     match lb::without_ports(&Maps, &header.source, &header.destination) {
-        Verdict::Refuse(_) => header.transport.wrapping_sub(LINK) + UdpHdr::LEN,
+        Verdict::Refuse(reason) => {
+            let end = |address| Endpoint { address, port: Be16::default() };
+            let key =
+                FlowKey::new(end(header.source), end(header.destination), header.protocol, Hook::INGRESS);
+            events::dropped(&key, reason, ctx.device());
+            header.transport.wrapping_sub(LINK) + UdpHdr::LEN
+        }
         _ => 0,
     }
 }

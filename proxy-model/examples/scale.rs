@@ -113,6 +113,7 @@ fn service(n: usize) -> Service {
         spec["externalTrafficPolicy"] = json!("Local");
         spec["loadBalancerSourceRanges"] = json!(["10.0.0.0/8", "203.0.113.0/24"]);
         spec["ports"][0]["nodePort"] = json!(20_000 + n);
+        spec["healthCheckNodePort"] = json!(40_000 + n);
         status = json!({ "loadBalancer": { "ingress": [{ "ip": ip(0xc612_0000, n) }] } });
     }
     let metadata = json!({ "namespace": "default", "name": format!("service-{n}") });

@@ -8,6 +8,7 @@ use std::{collections::HashSet, hash::Hash};
 use proxy_common::{
     addr::Addr,
     frontend::{FrontendKey, ServiceId},
+    pod::CgroupId,
     ranges::SourceRange,
     tables::Table,
 };
@@ -29,6 +30,7 @@ pub struct Audit {
     names: Vec<ServiceId>,
     ranges: Vec<SourceRange>,
     frontends: Vec<FrontendKey>,
+    pods: Vec<CgroupId>,
     examined: usize,
     repaired: Vec<(&'static str, usize)>,
 }
@@ -45,6 +47,7 @@ impl Audit {
             names: all_keys(&tables.names, io).map_err(failed)?,
             ranges: all_keys(&tables.ranges, io).map_err(failed)?,
             frontends: all_keys(&tables.frontends, io).map_err(failed)?,
+            pods: all_keys(&tables.pods, io).map_err(failed)?,
             examined: 0,
             repaired: Vec::new(),
         })
@@ -60,6 +63,7 @@ impl Audit {
             && self.names.is_empty()
             && self.ranges.is_empty()
             && self.frontends.is_empty()
+            && self.pods.is_empty()
     }
 
     /// How many entries have been looked at.
@@ -82,7 +86,7 @@ impl Audit {
         io: &mut I,
     ) -> Result<(), CommitError<I::Error>> {
         let mut turn = Turn { left: most, repaired: &mut self.repaired };
-        let Tables { backends, slots, frontends, names, ranges, addresses, filter, .. } = tables;
+        let Tables { backends, slots, frontends, names, ranges, addresses, filter, pods, .. } = tables;
         let gone_through = turn
             .array(&mut self.filter, filter.lines(), io)
             .and_then(|()| turn.hash_table(&mut self.addresses, addresses.rows(), io))
@@ -90,7 +94,8 @@ impl Audit {
             .and_then(|()| turn.array(&mut self.slots, slots, io))
             .and_then(|()| turn.hash_table(&mut self.names, names, io))
             .and_then(|()| turn.hash_table(&mut self.ranges, ranges, io))
-            .and_then(|()| turn.hash_table(&mut self.frontends, frontends, io));
+            .and_then(|()| turn.hash_table(&mut self.frontends, frontends, io))
+            .and_then(|()| turn.hash_table(&mut self.pods, pods, io));
         self.examined += most - turn.left;
         gone_through.map_err(|failure| failure.of(None))
     }

@@ -58,6 +58,8 @@ impl Claims {
             let claim = Claim { access, created: created.cloned(), port: port.clone() };
             let claims = self.by_key.entry(key).or_default();
             let at = claims.partition_point(|other| other.rank() < claim.rank());
+            // Hardly any has more than one, and there is one for each frontend.
+            claims.reserve_exact(1);
             claims.insert(at, claim);
         }
         if !frontends.is_empty() {

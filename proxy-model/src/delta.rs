@@ -25,20 +25,22 @@ pub(crate) enum Pending<V> {
 pub(crate) struct Delta<T: Table> {
     actual: HashMap<T::Key, T::Value>,
     pending: HashMap<T::Key, Pending<T::Value>>,
+    /// How many pending writes add an entry.
+    additions: usize,
 }
 
 impl<T: Table> Delta<T> {
     /// The table contains these entries, and should for now.
     pub(crate) fn restored(actual: impl IntoIterator<Item = (T::Key, T::Value)>) -> Self {
-        Self { actual: actual.into_iter().collect(), pending: HashMap::new() }
+        Self { actual: actual.into_iter().collect(), pending: HashMap::new(), additions: 0 }
     }
 
     /// The entry should be this.
     pub(crate) fn want(&mut self, key: T::Key, value: T::Value) {
         if self.actual.get(&key) == Some(&value) {
             self.pending.remove(&key);
-        } else {
-            self.pending.insert(key, Pending::Put(value));
+        } else if self.pending.insert(key, Pending::Put(value)).is_none() && !self.actual.contains_key(&key) {
+            self.additions += 1;
         }
     }
 
@@ -47,13 +49,15 @@ impl<T: Table> Delta<T> {
         if self.actual.contains_key(&key) {
             self.pending.insert(key, Pending::Delete);
         } else {
-            self.pending.remove(&key);
+            self.revert(&key);
         }
     }
 
     /// The entry should stay as it is after all.
     pub(crate) fn revert(&mut self, key: &T::Key) {
-        self.pending.remove(key);
+        if self.pending.remove(key).is_some() && !self.actual.contains_key(key) {
+            self.additions -= 1;
+        }
     }
 
     /// What the table contains.
@@ -79,7 +83,8 @@ impl<T: Table> Delta<T> {
     pub(crate) fn confirm(&mut self, key: &T::Key) {
         match self.pending.remove(key) {
             Some(Pending::Put(value)) => {
-                self.actual.insert(*key, value);
+                let is_new = self.actual.insert(*key, value).is_none();
+                self.additions -= usize::from(is_new);
             }
             Some(Pending::Delete) => {
                 self.actual.remove(key);
@@ -100,6 +105,16 @@ impl<T: Table> Delta<T> {
     /// The entries that need a write, in no order.
     pub(crate) fn pending_keys(&self) -> impl Iterator<Item = &T::Key> {
         self.pending.keys()
+    }
+
+    /// Whether the table contains the entry, or is about to.
+    pub(crate) fn holds(&self, key: &T::Key) -> bool {
+        self.actual.contains_key(key) || self.pending.contains_key(key)
+    }
+
+    /// How many entries those are.
+    pub(crate) fn held(&self) -> usize {
+        self.actual.len() + self.additions
     }
 
     /// How many entries the table contains.
@@ -131,11 +146,13 @@ mod tests {
         delta.want(1, BackendId(8));
         delta.want(2, BackendId(9));
         assert_eq!((delta.actual(&1), delta.wanted(&1)), (Some(&BackendId(7)), Some(&BackendId(8))));
+        assert_eq!((delta.len(), delta.held()), (1, 2));
         delta.confirm(&1);
         assert_eq!(delta.actual(&1), Some(&BackendId(8)));
         assert_eq!(delta.pending(&2), Some(Pending::Put(BackendId(9))));
         delta.revert(&2);
         assert_eq!(delta.wanted(&2), None);
+        assert_eq!((delta.len(), delta.held()), (1, 1));
     }
 
     #[test]
@@ -143,6 +160,7 @@ mod tests {
         let mut delta = Delta::<Slots>::restored([(1, BackendId(7))]);
         delta.unwant(1);
         assert_eq!((delta.actual(&1), delta.wanted(&1)), (Some(&BackendId(7)), None));
+        assert!(delta.holds(&1) && delta.held() == 1);
         delta.confirm(&1);
         assert_eq!((delta.actual(&1), delta.len()), (None, 0));
     }

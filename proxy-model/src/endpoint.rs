@@ -28,9 +28,9 @@ pub(crate) struct Slice {
     /// Family of its endpoints.
     pub(crate) family: Family,
     /// Its endpoints, in order.
-    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) endpoints: Box<[Endpoint]>,
     /// The ports that every endpoint serves.
-    pub(crate) ports: Vec<SlicePort>,
+    pub(crate) ports: Box<[SlicePort]>,
 }
 
 /// An address that may become a backend.

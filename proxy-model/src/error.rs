@@ -68,25 +68,28 @@ pub enum Misfit {
         /// The service port that has it.
         owner: ServicePortName,
     },
-    /// Every service id is taken. This and the following leave the service port as it was, and it is tried again as
-    /// soon as something becomes free.
-    #[error("no service id is free")]
-    NoServiceId,
-    /// Fewer backend ids are free than needed.
-    #[error("no room for {wanted} more backends")]
-    NoBackendId {
-        /// How many were needed.
+    /// A table has too little room. The service port stays as it was, and is tried again as soon as something becomes
+    /// free.
+    #[error("table {table} has no room for {wanted} more")]
+    NoRoom {
+        /// Name of the table.
+        table: &'static str,
+        /// How many more entries were needed; of slots, next to each other.
         wanted: usize,
-    },
-    /// No run of slots is long enough.
-    #[error("no room for a run of {wanted} slots")]
-    NoSlots {
-        /// Length of the run.
-        wanted: u32,
     },
     /// The name does not fit into the service name table.
     #[error("the name is too long")]
     NameTooLong,
+}
+
+impl Misfit {
+    /// Whether the other one says nothing new: of a table that is full, how much is wanted may change all the time.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::NoRoom { table, .. }, Self::NoRoom { table: other, .. }) => table == other,
+            _ => self == other,
+        }
+    }
 }
 
 /// What clients see of a frontend.

@@ -1,5 +1,6 @@
 //! The whole way from objects to tables, behind one type.
 
+mod explain;
 mod outlook;
 mod plan;
 

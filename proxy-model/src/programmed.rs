@@ -18,7 +18,7 @@ use proxy_common::{
     backend::{Backend, BackendFlags, BackendId},
     filter::AddressRoles,
     frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRun},
-    tables::{ServiceTraffic, Table},
+    tables::{Backends as BackendTable, ServiceTraffic, Table},
 };
 
 use crate::{
@@ -115,9 +115,11 @@ impl Programmed {
     /// Sets what it should have. If that does not fit, nothing changes. The caller decides what becomes of frontends
     /// that it should have no longer.
     pub(crate) fn aim(&mut self, target: &Target, now: Duration, tables: &mut Tables) -> Result<(), Misfit> {
+        tables.expect_room(self.id, target)?;
         let (mut live, missing) = self.known(&target.backends, tables);
+        let wanted = missing.len();
         let new =
-            tables.backend_ids.take(missing.len()).ok_or(Misfit::NoBackendId { wanted: missing.len() })?;
+            tables.backend_ids.take(wanted).ok_or(Misfit::NoRoom { table: BackendTable::NAME, wanted })?;
         let new: Backends = missing.into_iter().zip(new).collect();
         live.extend(&new);
         let sets = Set::ALL.map(|set| members(set, &live, &target.backends));

@@ -9,7 +9,7 @@ use crate::{
     delta::Pending,
     external::External,
     io::HashTableIo,
-    tables::{Failure, Tables, delete, write},
+    tables::{Deletion, Failure, Tables, delete, write},
 };
 
 /// The networks that may use the restricted frontends; none if no frontend is restricted.
@@ -74,7 +74,7 @@ impl Admissions {
         io: &mut I,
     ) -> Result<(), Failure<I::Error>> {
         while let Some(&range) = self.dropped.last() {
-            delete(&mut tables.ranges, range, io)?;
+            tables.freed |= delete(&mut tables.ranges, range, io)? == Deletion::Done;
             self.dropped.pop();
         }
         Ok(())

@@ -14,7 +14,7 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     pod::{CgroupId, PodEntry},
     ranges::SourceRange,
-    tables::{AddressFilter, Backends, ServiceNames, Slots, SourceRanges, Table},
+    tables::{AddressFilter, Backends, Frontends, ServiceNames, Slots, SourceRanges, Table},
     tuple::Endpoint,
 };
 
@@ -28,7 +28,7 @@ use crate::{
     name::ServicePortName,
     programmed::{Counters, Programmed},
     runs::Set,
-    tables::{Failure, Tables, delete},
+    tables::{Deletion, Failure, Tables, delete},
 };
 
 /// The contents of the pinned tables, as the agent read them. Empty on first start.
@@ -54,7 +54,7 @@ pub struct Restored {
     pub pods: Vec<(CgroupId, PodEntry)>,
 }
 
-/// How many entries the tables have whose indices the model gives away.
+/// How many entries the tables have room for whose contents services choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacities {
     /// Of the table of service names.
@@ -63,11 +63,21 @@ pub struct Capacities {
     pub backends: u32,
     /// Of the slot table.
     pub slots: u32,
+    /// Of the frontend table. That of addresses has room for as many, and for the node's own.
+    pub frontends: u32,
+    /// Of the table of source ranges.
+    pub source_ranges: u32,
 }
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { services: ServiceNames::CAPACITY, backends: Backends::CAPACITY, slots: Slots::CAPACITY }
+        Self {
+            services: ServiceNames::CAPACITY,
+            backends: Backends::CAPACITY,
+            slots: Slots::CAPACITY,
+            frontends: Frontends::CAPACITY,
+            source_ranges: SourceRanges::CAPACITY,
+        }
     }
 }
 
@@ -113,6 +123,8 @@ pub(crate) fn adopt(restored: Restored, capacities: Capacities) -> Adopted {
         service_ids: Ids::new(capacities.services),
         backend_ids: Ids::new(capacities.backends),
         slot_space: Space::new(capacities.slots),
+        capacities,
+        freed: false,
     };
     let mut adopted = Adopted { tables, programmed: BTreeMap::new(), leftovers: Leftovers::default() };
     let ports = adopted.adopt_names(names);
@@ -307,7 +319,7 @@ impl Leftovers {
             tables.slot_space.release(run, now);
         }
         while let Some(&range) = self.ranges.last() {
-            delete(&mut tables.ranges, range, io)?;
+            tables.freed |= delete(&mut tables.ranges, range, io)? == Deletion::Done;
             self.ranges.pop();
         }
         for id in self.services.drain(..) {

@@ -3,6 +3,7 @@
 use proxy_common::{
     backend::{BackendFlags, BackendId},
     frontend::{FrontendFlags, SlotRun},
+    tables::{Slots, Table as _},
 };
 
 use crate::{
@@ -88,10 +89,10 @@ impl Runs {
             runs[set as usize] = match self.present[set as usize].filter(same) {
                 Some(run) => run,
                 None => {
-                    let wanted = u32::try_from(ids.len()).unwrap_or(u32::MAX);
-                    let Some(run) = tables.slot_space.take(wanted) else {
+                    let wanted = ids.len();
+                    let Some(run) = tables.slot_space.take(u32::try_from(wanted).unwrap_or(u32::MAX)) else {
                         self.put_back(runs, tables);
-                        return Err(Misfit::NoSlots { wanted });
+                        return Err(Misfit::NoRoom { table: Slots::NAME, wanted });
                     };
                     run
                 }

@@ -82,6 +82,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             on_removal: if transport == Transport::Tcp { on_removal } else { OnRemoval::Keep },
         }));
     }
+    ports.shrink_to_fit();
     ports
 }
 

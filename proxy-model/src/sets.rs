@@ -1,17 +1,21 @@
 //! Which endpoints become the backends of a service port: the set for those who may reach any node, and the set for
 //! those who must stay on this one.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use proxy_common::{backend::BackendFlags, frontend::FrontendKey};
 
 use crate::{
     address::BackendAddress,
-    endpoint::{Endpoint, Location, Slice},
+    endpoint::{Conditions, Endpoint, Location, Slice, SlicePort},
     frontends::Access,
     name::{Family, ServicePortName, Transport},
     node::ThisNode,
     policy::OnRemoval,
+    reasons::{EndpointVerdict, Exclusion},
     runs::Set,
     service::ServicePort,
     topology::Preference,
@@ -47,19 +51,58 @@ pub(crate) fn choose<'a>(
     let staying = endpoints.iter().filter(|(_, endpoint)| keeps_flows(wanted, endpoint));
     backends.extend(staying.map(|(&address, endpoint)| (address, flags(endpoint))));
     if needs(Set::Cluster) {
-        let ready = endpoints.values().filter(|endpoint| endpoint.is_ready());
-        let preference = Preference::of(ready.map(|endpoint| &endpoint.hints), node);
-        let eligible = |endpoint: &Endpoint| preference.admits(&endpoint.hints);
-        enter(&mut backends, Set::Cluster, best(&endpoints, eligible));
+        enter(&mut backends, Set::Cluster, &judge(Set::Cluster, &endpoints, node));
     }
     let mut only_elsewhere = false;
     if needs(Set::Local) {
-        // TOPO-10: hints say nothing about who may be reached on the node itself.
-        let here = best(&endpoints, |endpoint| endpoint.location == Location::Local);
-        only_elsewhere = here.is_empty() && endpoints.values().any(|endpoint| endpoint.is_usable());
-        enter(&mut backends, Set::Local, here);
+        let judged = judge(Set::Local, &endpoints, node);
+        let is_empty = judged.iter().all(|(_, _, verdict)| verdict.is_err());
+        only_elsewhere = is_empty && endpoints.values().any(|endpoint| endpoint.is_usable());
+        enter(&mut backends, Set::Local, &judged);
     }
     Sets { backends, only_elsewhere }
+}
+
+/// What [`choose`] thinks of every endpoint.
+pub(crate) fn explain<'a>(
+    wanted: &ServicePort,
+    frontends: &[(FrontendKey, Access)],
+    slices: impl Iterator<Item = &'a Slice>,
+    node: &ThisNode,
+) -> Vec<EndpointVerdict> {
+    let ServicePortName { port, transport, family, .. } = &wanted.name;
+    let endpoints = merge(port, *transport, *family, slices);
+    let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
+    let verdicts = |set| {
+        let is_needed = needs(set);
+        let verdict = move |(_, _, verdict)| if is_needed { verdict } else { Err(Exclusion::NobodyAsks) };
+        judge(set, &endpoints, node).into_iter().map(verdict)
+    };
+    let both = verdicts(Set::Cluster).zip(verdicts(Set::Local));
+    let explained = endpoints.iter().zip(both).map(|((address, endpoint), (cluster_set, local_set))| {
+        let Conditions { ready, serving, terminating } = endpoint.conditions;
+        EndpointVerdict {
+            address: SocketAddr::new(address.ip, address.port.get()),
+            is_local: endpoint.location == Location::Local,
+            ready,
+            serving,
+            terminating,
+            cluster_set,
+            local_set,
+        }
+    });
+    explained.collect()
+}
+
+/// The addresses of slices that [`choose`] passes over, as they do not serve the port.
+pub(crate) fn without_port<'a>(
+    port: &ServicePortName,
+    slices: impl Iterator<Item = &'a Slice>,
+) -> Vec<IpAddr> {
+    let ServicePortName { port, transport, family, .. } = port;
+    let is_served = |slice: &Slice| numbers(port, *transport, slice).next().is_some();
+    let others = slices.filter(|slice| slice.family == *family && !is_served(slice));
+    others.flat_map(|slice| slice.endpoints.iter().map(|endpoint| endpoint.ip)).collect()
 }
 
 /// Whether an endpoint keeps the flows that it has, even if it is in no set. TCP never looks, unless it is reset when its
@@ -81,23 +124,38 @@ fn flags(endpoint: &Endpoint) -> BackendFlags {
     }
 }
 
-/// These endpoints are in the set.
-fn enter(backends: &mut Chosen, set: Set, endpoints: Merged<'_>) {
-    for (address, endpoint) in endpoints {
-        let entry = backends.entry(address).or_insert_with(|| flags(endpoint));
+/// Those that were admitted to the set are in it.
+fn enter(backends: &mut Chosen, set: Set, judged: &[Judged<'_>]) {
+    for (address, endpoint, _) in judged.iter().filter(|(_, _, verdict)| verdict.is_ok()) {
+        let entry = backends.entry(*address).or_insert_with(|| flags(endpoint));
         *entry = entry.with(set.flag());
     }
 }
 
-/// Of the endpoints that are eligible, those that are ready, or else those that terminate but still serve (SEL-02 to
-/// SEL-05, SEL-08).
-fn best<'a>(endpoints: &Merged<'a>, eligible: impl Fn(&Endpoint) -> bool) -> Merged<'a> {
-    let chosen_if = |usable: fn(&Endpoint) -> bool| -> Merged<'a> {
-        let chosen = endpoints.iter().filter(|(_, endpoint)| usable(endpoint) && eligible(endpoint));
-        chosen.map(|(&address, &endpoint)| (address, endpoint)).collect()
+/// An endpoint, and whether it is in a set.
+type Judged<'a> = (BackendAddress, &'a Endpoint, Result<(), Exclusion>);
+
+/// Of the endpoints that are eligible, those that are ready are in the set, or else those that terminate but still serve
+/// (SEL-02 to SEL-05, SEL-08).
+fn judge<'a>(set: Set, endpoints: &Merged<'a>, node: &ThisNode) -> Vec<Judged<'a>> {
+    let ready = endpoints.values().filter(|endpoint| endpoint.is_ready());
+    let preference = Preference::of(ready.map(|endpoint| &endpoint.hints), node);
+    let eligible = |endpoint: &Endpoint| match set {
+        Set::Cluster => preference.judge(&endpoint.hints),
+        // TOPO-10: hints say nothing about who may be reached on the node itself.
+        Set::Local if endpoint.location == Location::Local => Ok(()),
+        Set::Local => Err(Exclusion::OnAnotherNode),
     };
-    let ready = chosen_if(Endpoint::is_ready);
-    if ready.is_empty() { chosen_if(Endpoint::is_usable) } else { ready }
+    let is_first_choice = |endpoint: &&Endpoint| endpoint.is_ready() && eligible(endpoint).is_ok();
+    let has_ready = endpoints.values().any(is_first_choice);
+    let verdict = |endpoint: &Endpoint| {
+        if !endpoint.is_usable() {
+            return Err(Exclusion::NotReady);
+        }
+        eligible(endpoint)?;
+        if endpoint.is_ready() || !has_ready { Ok(()) } else { Err(Exclusion::Terminating) }
+    };
+    endpoints.iter().map(|(&address, &endpoint)| (address, endpoint, verdict(endpoint))).collect()
 }
 
 /// The endpoints of a service port.
@@ -112,8 +170,7 @@ pub(crate) fn merge<'a>(
 ) -> Merged<'a> {
     let mut merged = Merged::new();
     for slice in slices.filter(|slice| slice.family == family) {
-        let numbers = slice.ports.iter().filter(|p| p.name == port && p.transport == transport);
-        for number in numbers {
+        for number in numbers(port, transport, slice) {
             for endpoint in &slice.endpoints {
                 let address = BackendAddress { ip: endpoint.ip, port: number.port };
                 // EPS-11: a record that does not terminate replaces, one that does only fills a gap.
@@ -126,6 +183,11 @@ pub(crate) fn merge<'a>(
         }
     }
     merged
+}
+
+/// The ports of a slice that a service port is served by.
+fn numbers<'a>(port: &str, transport: Transport, slice: &'a Slice) -> impl Iterator<Item = &'a SlicePort> {
+    slice.ports.iter().filter(move |number| number.name == port && number.transport == transport)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(crate) struct State {
     /// Services that have service ports.
     services: BTreeMap<ObjectName, ParsedService>,
     /// Slices by their Service and name, known or not.
-    slices: BTreeMap<ObjectName, BTreeMap<String, Slice>>,
+    slices: BTreeMap<ObjectName, Siblings>,
     /// The Service that each slice was last seen under, so that it leaves there when it moves (EPS-15).
     owners: HashMap<ObjectName, ObjectName>,
     problems: BTreeMap<(Kind, ObjectName), Vec<ObjectError>>,
@@ -44,6 +44,44 @@ pub(crate) struct State {
     /// Whether this node's addresses changed since [`State::take_node_addresses_changed`].
     node_addresses_changed: bool,
     listed: BTreeSet<Kind>,
+}
+
+/// The slices of a Service by name, in order. Most Services have one, and a tree of one entry takes the room of eleven.
+#[derive(Debug, Default)]
+struct Siblings(Vec<(Box<str>, Slice)>);
+
+impl Siblings {
+    fn position(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| (**other).cmp(name))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Slice> {
+        self.0.iter().map(|(_, slice)| slice)
+    }
+
+    fn get(&self, name: &str) -> Option<&Slice> {
+        self.position(name).ok().and_then(|at| self.0.get(at)).map(|(_, slice)| slice)
+    }
+
+    fn insert(&mut self, name: &str, slice: Slice) {
+        let at = match self.position(name) {
+            Ok(at) => {
+                self.0.remove(at);
+                at
+            }
+            Err(at) => at,
+        };
+        self.0.reserve_exact(1);
+        self.0.insert(at, (name.into(), slice));
+    }
+
+    fn remove(&mut self, name: &str) -> Option<Slice> {
+        self.position(name).ok().map(|at| self.0.remove(at).1)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// A Service that has service ports.
@@ -147,7 +185,7 @@ impl State {
 
     /// The slices of a Service, in the order of their names.
     pub(crate) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(Siblings::iter)
     }
 
     /// How many objects something is wrong with.
@@ -164,10 +202,7 @@ impl State {
     fn reconsider_zones(&mut self) {
         let Self { slices, dirty, .. } = self;
         let zoned = slices.iter().filter(|(_, slices)| {
-            slices
-                .values()
-                .flat_map(|slice| &slice.endpoints)
-                .any(|endpoint| !endpoint.hints.zones.is_empty())
+            slices.iter().flat_map(|slice| &slice.endpoints).any(|endpoint| !endpoint.hints.zones.is_empty())
         });
         dirty.extend(zoned.map(|(service, _)| service.clone()));
     }
@@ -282,7 +317,7 @@ impl Object for EndpointSlice {
         let siblings = state.slices.entry(owner.clone()).or_default();
         if siblings.get(&name.name) != Some(&slice) {
             state.journal.slice_changed(&owner, slice.family, self);
-            siblings.insert(name.name.clone(), slice);
+            siblings.insert(&name.name, slice);
             state.dirty.insert(owner.clone());
         }
         state.owners.insert(name.clone(), owner);

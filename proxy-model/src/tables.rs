@@ -1,6 +1,6 @@
 //! The picture of all tables, and the numbers that index them.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use proxy_common::{
     addr::Addr,
@@ -14,11 +14,13 @@ use proxy_common::{
 use crate::{
     addresses::AddressBook,
     delta::{Delta, Pending},
-    error::CommitError,
+    error::{CommitError, Misfit},
     filter::Filter,
     ids::{Ids, Run, Space},
     io::{HashTableIo, TableIo},
     name::ServicePortName,
+    restore::Capacities,
+    target::Target,
 };
 
 /// What the kernel has, what it should have, and which numbers are taken.
@@ -38,6 +40,9 @@ pub(crate) struct Tables {
     pub(crate) service_ids: Ids<ServiceId>,
     pub(crate) backend_ids: Ids<BackendId>,
     pub(crate) slot_space: Space,
+    pub(crate) capacities: Capacities,
+    /// Whether an entry of a hash table has gone since the last [`Tables::settle`].
+    pub(crate) freed: bool,
 }
 
 /// A write that failed, before it is known for whom it was.
@@ -59,10 +64,19 @@ impl<E: std::error::Error + 'static> Failure<E> {
 }
 
 impl Tables {
-    /// Frees the numbers that have rested long enough. Returns whether there were any.
+    /// Frees the numbers that have rested long enough. Returns whether there is more room than the last time.
     pub(crate) fn settle(&mut self, now: Duration) -> bool {
         let freed = [self.service_ids.settle(now), self.backend_ids.settle(now), self.slot_space.settle(now)];
-        freed.contains(&true)
+        mem::take(&mut self.freed) | freed.contains(&true)
+    }
+
+    /// Whether the rows of a service port that have no number fit. What it has already counts, too: the new ones come first.
+    pub(crate) fn expect_room(&self, service: ServiceId, target: &Target) -> Result<(), Misfit> {
+        let frontends = target.frontends.iter().filter(|(key, _)| !self.frontends.holds(key)).count();
+        fits(&self.frontends, frontends, self.capacities.frontends)?;
+        let ranges = target.sources.iter().map(|source| source.admitted_to(service));
+        let ranges = ranges.filter(|range| !self.ranges.holds(range)).count();
+        fits(&self.ranges, ranges, self.capacities.source_ranges)
     }
 
     /// The generation of the backend that gets a free id next.
@@ -158,6 +172,7 @@ impl Tables {
         io: &mut I,
     ) -> Result<(), Failure<I::Error>> {
         if delete(&mut self.frontends, key, io)? == Deletion::Done {
+            self.freed = true;
             self.release_frontend(key, now);
         }
         Ok(())
@@ -184,6 +199,14 @@ impl Tables {
         self.filter.release(end.address, AddressRoles::BACKEND, now);
         Ok(())
     }
+}
+
+/// Whether a table has room for so many more entries than it has or is about to have.
+fn fits<T: Table>(delta: &Delta<T>, wanted: usize, capacity: u32) -> Result<(), Misfit> {
+    if wanted == 0 || delta.held() + wanted <= capacity as usize {
+        return Ok(());
+    }
+    Err(Misfit::NoRoom { table: T::NAME, wanted })
 }
 
 /// Writes an entry if it should be another.

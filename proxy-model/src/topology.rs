@@ -4,7 +4,7 @@
 
 use k8s_openapi::api::discovery::v1::EndpointHints;
 
-use crate::node::ThisNode;
+use crate::{node::ThisNode, reasons::Exclusion};
 
 /// For whom an endpoint is meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,12 +74,20 @@ impl<'a> Preference<'a> {
     }
 
     /// Whether an endpoint is among those preferred. It may be meant for several nodes or zones (TOPO-07).
-    pub(crate) fn admits(self, hints: &Hints) -> bool {
-        match self {
-            Self::SameNode => hints.nodes == NodeHints::ThisNode,
-            Self::SameZone(zone) => hints.zones.iter().any(|hinted| hinted == zone),
-            Self::Anywhere => true,
-        }
+    fn admits(self, hints: &Hints) -> bool {
+        self.judge(hints).is_ok()
+    }
+
+    /// The same, with the reason.
+    pub(crate) fn judge(self, hints: &Hints) -> Result<(), Exclusion> {
+        let (is_meant, exclusion) = match self {
+            Self::SameNode => (hints.nodes == NodeHints::ThisNode, Exclusion::MeantForOtherNodes),
+            Self::SameZone(zone) => {
+                (hints.zones.iter().any(|hinted| hinted == zone), Exclusion::MeantForOtherZones)
+            }
+            Self::Anywhere => return Ok(()),
+        };
+        if is_meant { Ok(()) } else { Err(exclusion) }
     }
 }
 

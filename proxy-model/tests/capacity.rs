@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use proptest::prelude::*;
 use proxy_model::{Capacities, Model, Options, Restored};
 use serde_json::{Value, json};
 
 use crate::common::{
-    Memory,
+    Checks, Memory,
     objects::{apply, replace, service, service_with, slice},
     settle,
 };
@@ -21,7 +22,8 @@ fn many(service: &str, count: u32) -> k8s_openapi::api::discovery::v1::EndpointS
 }
 
 /// Room for little: to fill the real tables, and to look at them after every write, takes a while.
-const SMALL: Capacities = Capacities { services: 8, backends: 200, slots: 400 };
+const SMALL: Capacities =
+    Capacities { services: 8, backends: 200, slots: 400, frontends: 10, source_ranges: 8 };
 
 fn empty() -> (Model, Memory) {
     (Model::with_capacities(Options::on_node("node-a"), Restored::default(), SMALL), Memory::default())
@@ -39,7 +41,7 @@ fn a_service_that_finds_no_backend_ids_keeps_what_it_has_until_there_are() {
     apply(&mut model, slice("small", &["10.0.0.2", "10.0.0.3", "10.0.0.4"]));
     assert_eq!(
         settle(&mut model, Duration::from_secs(1), &mut memory),
-        ["default/small:http/TCP/IPv4: no room for 3 more backends"]
+        ["default/small:http/TCP/IPv4: table BACKENDS has no room for 3 more"]
     );
     let small = |memory: &Memory| memory.render().lines().last().unwrap().to_owned();
     assert_eq!(small(&memory), "10.96.0.2:80/TCP default/small:http/TCP/IPv4 -> 10.0.0.1:8080");
@@ -69,7 +71,7 @@ fn updates_faster_than_slots_become_free_wait_for_them() {
         problems.extend(settle(&mut model, Duration::from_millis(step.into()), &mut memory));
     }
     let last = size + 4;
-    assert_eq!(problems, [format!("default/big:http/TCP/IPv4: no room for a run of {last} slots")]);
+    assert_eq!(problems, [format!("default/big:http/TCP/IPv4: table SLOTS has no room for {last} more")]);
     assert_eq!(memory.live(), last as usize - 1);
     settle(&mut model, Duration::from_secs(2), &mut memory);
     assert_eq!(memory.live(), last as usize);
@@ -85,9 +87,103 @@ fn one_service_port_too_many_is_named() {
     replace(&mut model, vec![all], vec![]);
     assert_eq!(
         settle(&mut model, Duration::ZERO, &mut memory),
-        ["default/wide:p00009/TCP/IPv4: no service id is free"]
+        ["default/wide:p00009/TCP/IPv4: table SERVICE_NAMES has no room for 1 more"]
     );
     assert_eq!(memory.frontends.len(), 8);
+}
+
+/// A Service whose load balancer admits so many networks, from the `first` on.
+fn restricted(name: &str, vip: &str, first: usize, ranges: usize) -> k8s_openapi::api::core::v1::Service {
+    let ranges: Vec<String> = (first..first + ranges).map(|n| format!("10.{n}.0.0/16")).collect();
+    let mut service = service_with(
+        name,
+        json!({
+            "type": "LoadBalancer", "clusterIP": vip, "loadBalancerSourceRanges": ranges,
+            "ports": [{ "name": "http", "port": 80 }],
+        }),
+    );
+    let ingress = json!({ "loadBalancer": { "ingress": [{ "ip": vip.replace("10.96.0", "192.0.2") }] } });
+    service.status = serde_json::from_value(ingress).unwrap();
+    service
+}
+
+#[test]
+fn a_service_with_too_many_source_ranges_waits_for_room_and_others_do_not_notice() {
+    let (mut model, mut memory) = empty();
+    let half = SMALL.source_ranges as usize / 2;
+    replace(
+        &mut model,
+        vec![restricted("a", "10.96.0.1", 0, half), restricted("b", "10.96.0.2", 0, half + 1)],
+        vec![slice("a", &["10.0.0.1"]), slice("b", &["10.0.0.2"])],
+    );
+    let full = "default/b:http/TCP/IPv4: table SOURCE_RANGES has no room for 5 more";
+    assert_eq!(settle(&mut model, Duration::ZERO, &mut memory), [full]);
+    assert_eq!((memory.ranges.len(), memory.frontends.len()), (half, 2), "all or nothing");
+    assert_eq!(model.unfit_ports().count(), 1);
+    // How much does not fit may change; that it does not fit is said once.
+    apply(&mut model, restricted("b", "10.96.0.2", 0, half + 2));
+    assert_eq!(settle(&mut model, Duration::from_secs(1), &mut memory), [""; 0]);
+    assert!(model.is_unfinished());
+    apply(&mut model, restricted("a", "10.96.0.1", 0, 2));
+    settle(&mut model, Duration::from_secs(2), &mut memory);
+    settle(&mut model, Duration::from_secs(3), &mut memory);
+    assert_eq!((memory.ranges.len(), memory.frontends.len()), (half + 4, 4));
+    assert_eq!(model.unfit_ports().count(), 0);
+    assert!(!model.is_unfinished());
+    memory.consistency().unwrap();
+}
+
+#[test]
+fn a_service_with_too_many_addresses_waits_for_room() {
+    let (mut model, mut memory) = empty();
+    let external: Vec<String> = (0..SMALL.frontends).map(|n| format!("192.0.2.{n}")).collect();
+    let ports = json!([{ "name": "http", "port": 80 }]);
+    let wide =
+        service_with("wide", json!({ "clusterIP": "10.96.0.1", "externalIPs": external, "ports": ports }));
+    replace(&mut model, vec![wide, service("small", "10.96.0.2")], vec![]);
+    let full = "default/wide:http/TCP/IPv4: table FRONTENDS has no room for 11 more";
+    assert_eq!(settle(&mut model, Duration::ZERO, &mut memory), [full]);
+    assert_eq!(memory.frontends.len(), 1);
+    apply(&mut model, service("wide", "10.96.0.1"));
+    settle(&mut model, Duration::from_secs(1), &mut memory);
+    assert_eq!(memory.frontends.len(), 2);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever Services ask for, no table gets more than it has room for; and once they ask for less, all fit.
+    #[test]
+    fn no_table_ever_overflows(steps in prop::collection::vec((0u8..6, 0usize..7, 0u32..120), 1..40)) {
+        let (mut model, mut memory) = empty();
+        // After every step is enough here, and takes far less time.
+        memory.checks = Checks::Off;
+        replace(&mut model, vec![], vec![]);
+        let mut now = Duration::ZERO;
+        for (number, ranges, backends) in steps {
+            let (name, vip) = (format!("s{number}"), format!("10.96.0.{number}"));
+            apply(&mut model, restricted(&name, &vip, ranges, ranges));
+            apply(&mut model, many(&name, backends));
+            now += Duration::from_millis(400);
+            settle(&mut model, now, &mut memory);
+            prop_assert!(memory.ranges.len() <= SMALL.source_ranges as usize);
+            prop_assert!(memory.frontends.len() <= SMALL.frontends as usize);
+            prop_assert!(memory.names.len() <= SMALL.services as usize);
+            prop_assert!(memory.consistency().is_ok());
+        }
+        // What is new is written before what is old goes, so those who want less must not all ask at once.
+        for number in 0..6 {
+            let name = format!("s{number}");
+            apply(&mut model, service(&name, &format!("10.96.0.{number}")));
+            apply(&mut model, many(&name, 0));
+            for _ in 0..3 {
+                now += Duration::from_secs(2);
+                settle(&mut model, now, &mut memory);
+            }
+        }
+        prop_assert_eq!(model.unfit_ports().count(), 0);
+        prop_assert!(!model.is_unfinished());
+    }
 }
 
 #[test]
@@ -112,7 +208,7 @@ fn a_service_that_does_not_fit_leaves_its_old_address_to_the_next_in_good_order(
     apply(&mut model, slice("b", &["10.0.0.5"]));
     assert_eq!(
         settle(&mut model, Duration::ZERO, &mut memory),
-        ["default/a:http/TCP/IPv4: no room for 2 more backends"]
+        ["default/a:http/TCP/IPv4: table BACKENDS has no room for 2 more"]
     );
     let first = |memory: &Memory| memory.render().lines().next().unwrap().to_owned();
     assert_eq!(first(&memory), "10.96.0.1:80/TCP default/b:http/TCP/IPv4 -> 10.0.0.5:8080");

@@ -1,8 +1,10 @@
 //! The real agent on a node.
 
+mod pins;
+
 use std::{
     collections::BTreeSet,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
@@ -33,6 +35,8 @@ pub struct Agent {
     node: String,
     namespace: Namespace,
     binary: PathBuf,
+    /// How to reach the API server, if it is to follow one instead of the manifests.
+    kubeconfig: Option<PathBuf>,
     pins: PathBuf,
     log: PathBuf,
     /// What it is told on its command line, beside where everything is.
@@ -65,6 +69,7 @@ impl Agent {
             node: node.name.clone(),
             namespace: node.namespace.clone(),
             binary: binary()?,
+            kubeconfig: None,
             pins: Path::new(BPFFS).join(unique),
             log: files.join("log"),
             arguments: arguments.to_vec(),
@@ -82,6 +87,23 @@ impl Agent {
     /// What is on its command line from its next life on, instead of what was, beside where everything is.
     pub fn tell(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
+    /// From its next life on, this program is what runs; see [`Variant`](crate::variant::Variant).
+    pub fn run_from(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
+    /// From its next life on, it follows the API server that this kubeconfig leads to.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written.
+    pub fn follow(&mut self, kubeconfig: &str) -> Result<()> {
+        let inside = self.log.with_file_name("kubeconfig");
+        fs::write(Sandbox::shared()?.view(&inside), kubeconfig)?;
+        self.kubeconfig = Some(inside);
+        Ok(())
     }
 
     /// From its next life on, it and its commands run as in a container with these capabilities and no others: they have
@@ -114,10 +136,13 @@ impl Agent {
         let log = OpenOptions::new().create(true).append(true).open(Sandbox::shared()?.view(&self.log))?;
         self.lines_before = self.log()?.lines().count();
         let mut command = self.program();
+        let source = match &self.kubeconfig {
+            Some(file) => [OsStr::new("--kubeconfig"), file.as_os_str()],
+            None => [OsStr::new("--manifests"), self.manifests.path().as_os_str()],
+        };
         command
             .arg("run")
-            .arg("--manifests")
-            .arg(self.manifests.path())
+            .args(source)
             .arg("--hostname-override")
             .arg(&self.node)
             .arg("--bpffs")
@@ -147,15 +172,24 @@ impl Agent {
     ///
     /// If the agent ends instead, or takes too long.
     pub fn wait_until_synced(&mut self) -> Result<()> {
-        let what = format!("the agent of {} is in sync", self.node);
-        let synced = wait_until(&what, || {
-            // The kernel's tables cannot tell whether more is to come; only the agent can.
+        // The kernel's tables cannot tell whether more is to come; only the agent can.
+        self.wait_until_said(" synced ")
+    }
+
+    /// Waits until it has logged these words since it started.
+    ///
+    /// # Errors
+    ///
+    /// If the agent ends instead, or takes too long.
+    pub fn wait_until_said(&mut self, words: &str) -> Result<()> {
+        let what = format!("the agent of {} says {words:?}", self.node);
+        let said = wait_until(&what, || {
             let log = self.log()?;
-            let synced = log.lines().skip(self.lines_before).any(|line| line.contains(" synced "));
+            let said = log.lines().skip(self.lines_before).any(|line| line.contains(words));
             self.expect_alive()?;
-            Ok(synced.then_some(()))
+            Ok(said.then_some(()))
         });
-        synced.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
+        said.map_err(|error| anyhow!("{error:#}; its log:\n{}", self.log().unwrap_or_default()))
     }
 
     /// Writes a manifest of no other use than to see when it has been served: see [`Deployment::settle`].
@@ -252,32 +286,24 @@ impl Agent {
     ///
     /// If the command fails.
     pub fn ask(&self, arguments: &[&str]) -> Result<String> {
-        self.namespace.output(self.program().args(arguments).env("SLUICE_BPFFS", &self.pins))
+        self.namespace.output(&mut self.command(arguments))
     }
 
-    /// Takes its programs off all devices and sockets, as somebody might who cleans up too much.
+    /// What `sluice COMMAND -o json` prints.
     ///
     /// # Errors
     ///
-    /// If there is nothing to take off, or it cannot be.
-    pub fn detach_all(&self) -> Result<()> {
-        self.links("")?.iter().try_for_each(|link| fs::remove_file(link).context("remove a link"))
+    /// If the command fails, or prints something else.
+    pub fn ask_json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = self.ask(&[arguments, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("the answer of sluice {arguments:?}:\n{text}"))
     }
 
-    /// The pins of its links whose names begin so, in order, as threads outside the sandbox reach them.
-    ///
-    /// # Errors
-    ///
-    /// If there are none, or the directory cannot be read.
-    pub fn links(&self, prefix: &str) -> Result<Vec<PathBuf>> {
-        let is_link = |pin: &PathBuf| {
-            let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            pin.parent().is_some_and(|parent| parent.ends_with("links")) && name.starts_with(prefix)
-        };
-        let root = Sandbox::shared()?.view(&self.pins);
-        let links: Vec<_> = self.pins()?.into_iter().filter(is_link).map(|link| root.join(link)).collect();
-        ensure!(!links.is_empty(), "no links {prefix}* of {}", self.node);
-        Ok(links)
+    /// `sluice COMMAND` about this node.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program();
+        command.args(arguments).env("SLUICE_BPFFS", &self.pins);
+        command
     }
 
     /// The directory of its pins, as seen from inside the sandbox.
@@ -296,30 +322,6 @@ impl Agent {
     #[must_use]
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
-    }
-
-    /// Every pin, relative to [`Agent::bpffs`], in order.
-    ///
-    /// # Errors
-    ///
-    /// If a directory cannot be read.
-    pub fn pins(&self) -> Result<Vec<PathBuf>> {
-        let root = Sandbox::shared()?.view(&self.pins);
-        let mut pins = Vec::new();
-        let mut directories = vec![root.clone()];
-        while let Some(directory) = directories.pop() {
-            let list = || format!("list {}", directory.display());
-            for entry in fs::read_dir(&directory).with_context(list)? {
-                let entry = entry.with_context(list)?;
-                if entry.file_type()?.is_dir() {
-                    directories.push(entry.path());
-                } else {
-                    pins.push(entry.path().strip_prefix(&root)?.to_owned());
-                }
-            }
-        }
-        pins.sort();
-        Ok(pins)
     }
 }
 

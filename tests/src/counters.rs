@@ -15,6 +15,24 @@ pub fn syn_retransmissions(namespace: &Namespace) -> Result<u64> {
     value(&read(namespace, "netstat")?, "TcpExt:", "TCPSynRetrans")
 }
 
+/// How many TCP segments this namespace has had to repeat so far, or thought so.
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn repeated_segments(namespace: &Namespace) -> Result<u64> {
+    value(&read(namespace, "snmp")?, "Tcp:", "RetransSegs")
+}
+
+/// How many of them the other end has called needless, as the first one had arrived, only late (RFC 2883).
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn needless_segments(namespace: &Namespace) -> Result<u64> {
+    value(&read(namespace, "netstat")?, "TcpExt:", "TCPDSACKRecvSegs")
+}
+
 /// How many connections this namespace has reset so far.
 ///
 /// # Errors

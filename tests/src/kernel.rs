@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, XdpMode, links::FdLink};
-use proxy_agent::datapath::{self, ArrayTable, Datapath, HashTable, PerCpuTable, Pins, Program};
+use proxy_agent::datapath::{
+    self, ArrayTable, Capacities, Datapath, HashTable, PerCpuTable, Pins, Program, Resizing,
+};
 use proxy_common::{
     addr::Addr,
     addresses::AddressFlags,
@@ -105,11 +107,22 @@ impl Kernel {
         Sandbox::shared()?.enter()?;
         let name = format!("kernel-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let pins = Pins::new(&Path::new(BPFFS).join(name));
-        let datapath = datapath::load(&pins).map_err(|error| anyhow::anyhow!(proxy_agent::report(&error)))?;
+        let datapath = datapath::load(&pins, Capacities::default(), Resizing::Allowed)
+            .map_err(|error| anyhow::anyhow!(proxy_agent::report(&error)))?;
         // The kernel runs programs on the loopback device, unless told otherwise.
         let local = Device { flags: DeviceFlags::LOCAL_CLIENTS, ..Device::default() };
         HashTable::<Devices>::open(&pins)?.put(&LOOPBACK, &local)?;
         Ok(Self { pins, datapath, next_slot: 0, template: Frontend::default() })
+    }
+
+    /// Loads it anew, as an agent that is started with these capacities; moves no tables.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn reload(&mut self, capacities: Capacities) -> Result<()> {
+        self.datapath = datapath::load(&self.pins, capacities, Resizing::Allowed)?;
+        Ok(())
     }
 
     /// Where the maps are pinned.

@@ -182,7 +182,9 @@ fn node_file(node: &Node) -> String {
     format!("node-{}.yaml", node.name)
 }
 
-fn node_object(node: &Node) -> core::Node {
+/// The object of a node.
+#[must_use]
+pub fn node_object(node: &Node) -> core::Node {
     let mut object = core::Node::default();
     object.metadata.name = Some(node.name.clone());
     let address = |address: String| core::NodeAddress { address, type_: "InternalIP".to_owned() };

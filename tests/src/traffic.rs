@@ -14,6 +14,7 @@ mod raw;
 mod sctp;
 mod server;
 mod spread;
+mod steady;
 mod tcp;
 mod udp;
 
@@ -28,6 +29,7 @@ pub use raw::RawSender;
 pub use sctp::{SctpClient, SctpServer};
 pub use server::Server;
 pub use spread::Spread;
+pub use steady::{Passed, Steady};
 pub use tcp::{Connection, Source, connect_raw};
 pub use udp::{Answer, UdpClient};
 

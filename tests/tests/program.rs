@@ -3,10 +3,13 @@
 mod program {
     mod affinity;
     mod bed;
+    mod capacity;
     mod errors;
+    mod events;
     mod flows;
     mod load;
     mod packets;
     mod reset;
+    mod tables;
     mod xdp;
 }

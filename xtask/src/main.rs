@@ -70,6 +70,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench { what: Bench::Sockets { arguments } } => {
             match run::bench("bench-sockets", &arguments)? {}
         }
+        Command::Bench { what: Bench::Control { arguments } } => {
+            match run::bench("bench-control", &arguments)? {}
+        }
         Command::Bench { what: Bench::Model } => match run::bench_model()? {},
     }
 }
@@ -130,6 +133,13 @@ enum Bench {
     #[command(disable_help_flag = true)]
     Sockets {
         /// Passed to the benchmark: --markdown, --json, --quick, --help, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// What a cluster costs the agent: start, changes, memory, from the API server to the kernel (as root)
+    #[command(disable_help_flag = true)]
+    Control {
+        /// Passed to the benchmark: --sizes, --markdown, --json, --quick, --help, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

@@ -87,7 +87,7 @@ enum Presence {
     Missing,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 7] = [
     Tool {
         name: "ip",
         package: "iproute2",
@@ -96,5 +96,18 @@ const TOOLS: [Tool; 4] = [
     },
     Tool { name: "tc", package: "iproute2", need: Need::Required, purpose: "shows attached programs" },
     Tool { name: "ethtool", package: "ethtool", need: Need::Optional, purpose: "offload tests are skipped" },
+    Tool {
+        name: "iptables-nft",
+        package: "iptables",
+        need: Need::Optional,
+        purpose: "tests of migration are skipped",
+    },
+    Tool {
+        name: "nft",
+        package: "nftables",
+        need: Need::Optional,
+        purpose: "tests of migration are skipped",
+    },
+    Tool { name: "ipset", package: "ipset", need: Need::Optional, purpose: "a test of migration is skipped" },
     Tool { name: "bpftool", package: "bpftool", need: Need::Optional, purpose: "for debugging only" },
 ];

@@ -33,6 +33,19 @@ pub struct RunArgs {
         help_heading = "Configuration"
     )]
     pub cleanup: Option<bool>,
+    /// Remove what a kube-proxy that ran here before has left in the kernel, in any of its modes, look whether it is gone,
+    /// and exit. Connections that it translated go on, but for those of IPVS; Sluice may run meanwhile, kube-proxy may not.
+    /// Needs no API server
+    #[arg(
+        long,
+        value_name = "true|false",
+        value_parser = go_bool,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Configuration"
+    )]
+    pub cleanup_kube_proxy: Option<bool>,
     /// See whether the kernel takes the programs, make the tables, and exit. Nothing is attached, and nothing needs to be
     /// done so before a start
     #[arg(

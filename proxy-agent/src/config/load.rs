@@ -47,6 +47,15 @@ impl Configuration {
         });
         loading.problems.splice(0..0, faults);
         let api_servers = loading.api_servers(args, &own);
+        if args.cleanup == Some(true) && args.cleanup_kube_proxy == Some(true) {
+            let reason =
+                "not together with --cleanup: that is about what Sluice left, and ends what it serves";
+            loading.problems.push(Problem::with_flag("--cleanup-kube-proxy", "", reason));
+        }
+        if let Some(interval) = own.audit_interval.filter(|interval| interval.to_std().is_none()) {
+            loading.problem("--audit-interval", &interval.to_string(), "must not be negative");
+        }
+        loading.problems.extend(own.capacities.problems(&args.sluice.capacities));
         let log = logging::filter(own.log.as_deref(), &kube_proxy.logging);
         if let Err(error) = EnvFilter::try_new(&log) {
             loading.problem("--log", &log, &error.to_string());
@@ -65,6 +74,7 @@ fn task(args: &RunArgs) -> Task {
     match &args.write_config_to {
         Some(path) => Task::WriteConfig(path.clone()),
         None if args.cleanup == Some(true) => Task::Cleanup,
+        None if args.cleanup_kube_proxy == Some(true) => Task::CleanupKubeProxy,
         None if args.init_only == Some(true) => Task::InitOnly,
         None => Task::Run,
     }

@@ -12,6 +12,7 @@
 
 mod address;
 mod args;
+mod capacity;
 mod change;
 mod duration;
 mod fields;
@@ -38,6 +39,7 @@ use crate::watch::{ApiOptions, RequestLimit};
 
 pub use self::{
     args::{RunArgs, with_dashes},
+    capacity::CapacityOptions,
     change::changed,
     duration::{GoDuration, ParseDurationError},
     host::Host,
@@ -58,6 +60,8 @@ pub enum Task {
     WriteConfig(PathBuf),
     /// Remove what other runs have left (LIFE-09).
     Cleanup,
+    /// Remove what kube-proxy has left.
+    CleanupKubeProxy,
     /// Only what comes before serving (LIFE-10).
     InitOnly,
 }

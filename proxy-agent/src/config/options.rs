@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long after an audit of the tables the next one begins.
-const AUDIT_INTERVAL: Duration = Duration::from_secs(300);
+const AUDIT_INTERVAL: GoDuration = GoDuration::from_secs(300);
 
 /// The node's name: what flags say, else the configuration, else the host's name; trimmed and in lower case (NODE-01).
 #[must_use]
@@ -74,7 +74,12 @@ impl Configuration {
             node_ports: own.node_port_range.unwrap_or(PortRange::NODE_PORTS),
             sockets,
             timeouts: self.timeouts(),
-            audit_interval: AUDIT_INTERVAL,
+            audit_interval: own
+                .audit_interval
+                .unwrap_or(AUDIT_INTERVAL)
+                .to_std()
+                .filter(|interval| !interval.is_zero()),
+            capacities: own.capacities.capacities(),
         })
     }
 
@@ -158,6 +163,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::{super::tests::load, *};
+    use crate::datapath::Capacities;
 
     fn parse(flags: &[&str]) -> Result<Options, String> {
         load(flags)?.options("node".to_owned()).map_err(|error| error.to_string())
@@ -293,6 +299,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn audits_have_an_interval_and_zero_is_none() {
+        let interval = |flags: &[&str]| parse(flags).map(|options| options.audit_interval);
+        assert_eq!(interval(&[]), Ok(Some(Duration::from_secs(300))));
+        assert_eq!(interval(&["--audit-interval=1m30s"]), Ok(Some(Duration::from_secs(90))));
+        assert_eq!(interval(&["--audit-interval=0"]), Ok(None));
+        let problem = interval(&["--audit-interval=-1s"]).unwrap_err();
+        assert!(
+            problem.contains("--audit-interval") && problem.contains("must not be negative"),
+            "{problem}"
+        );
+    }
+
     /// DIFF-01, NP-09.
     #[test]
     fn nodeports_are_where_the_mode_has_them() {
@@ -372,6 +391,16 @@ mod tests {
             let http = load(flags).unwrap().http().unwrap();
             assert_eq!((http.healthz, http.metrics), (address(healthz), address(metrics)), "{flags:?}");
         }
+    }
+
+    #[test]
+    fn capacities_are_what_flags_say_within_limits() {
+        assert_eq!(parse(&[]).unwrap().capacities, Capacities::default());
+        let chosen = parse(&["--max-services=100", "--max-flow-entries=1024"]).unwrap().capacities;
+        assert_eq!(chosen, Capacities { services: 100, flows: 1_024, ..Capacities::default() });
+        let error = parse(&["--max-backends=0", "--max-sockets=99999999"]).unwrap_err();
+        assert!(error.contains("--max-backends: 0: must be from 16 to 4194304"), "{error}");
+        assert!(error.contains("--max-sockets: 99999999: must be from 1024 to 4194304"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{flags::go_bool, kube_proxy::typed};
+use super::{GoDuration, capacity::CapacityOptions, flags::go_bool, kube_proxy::typed};
 use crate::{
     devices::{NamePattern, XdpMode},
     ports::PortRange,
@@ -26,6 +26,18 @@ pub const BPFFS: &str = "/sys/fs/bpf/sluice";
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SluiceOptions {
+    /// Run although a kube-proxy runs on this node, too. Otherwise Sluice waits for it to end, 30 seconds at most, and fails
+    #[arg(
+        long,
+        value_name = "true|false",
+        value_parser = go_bool,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Node and clients"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_kube_proxy: Option<bool>,
     /// Addresses of API servers, instead of the one that kubeconfig or the service account names: in this order, the
     /// next is asked when one does not answer. Let them be those of the servers themselves: a ClusterIP is served by
     /// what is to be learnt there
@@ -68,6 +80,11 @@ pub struct SluiceOptions {
     )]
     #[serde(rename = "serveExternalIPs", skip_serializing_if = "Option::is_none")]
     pub serve_external_ips: Option<bool>,
+    /// How long after an audit of the kernel's tables the next one begins, which restores what somebody else has changed; 0:
+    /// there is none [default: 5m]
+    #[arg(long, value_name = "DURATION", help_heading = "Services")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_interval: Option<GoDuration>,
     /// Processes that get their backend when they connect or send, rather than when their packets pass. `host-only`: the
     /// node's own, which reach services in no other way. `auto`: as well the TCP connections of pods that are known not to
     /// need the service's address on their packets, as service meshes and virtual machines do; or nobody where there is
@@ -97,11 +114,14 @@ pub struct SluiceOptions {
     pub localhost_nodeports: Option<bool>,
     /// Send packets between clients outside and backends on other nodes on before the stack sees them, once their flow runs
     /// (XDP). `native`: on uplinks whose drivers can. `auto`: the same, but not on virtual devices, nor where connection
-    /// tracking is strict (net.netfilter.nf_conntrack_tcp_be_liberal). `sluice status` shows what became of it [default:
-    /// auto]
+    /// tracking is strict (net.netfilter.nf_conntrack_tcp_be_liberal). `sluice status` shows what became of it [default: off]
     #[arg(long, value_name = "MODE", value_enum, help_heading = "Node and clients")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xdp: Option<XdpMode>,
+    /// How much the tables are to have room for.
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "CapacityOptions::is_empty")]
+    pub capacities: CapacityOptions,
     /// What is logged: a level, or tracing's filter syntax such as `info,proxy_agent::watch=debug`. Overrules -v
     #[arg(long, value_name = "FILTER", env = "SLUICE_LOG", help_heading = "Logging")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +148,7 @@ impl SluiceOptions {
     #[must_use]
     pub(super) fn or(self, file: Self) -> Self {
         Self {
+            allow_kube_proxy: self.allow_kube_proxy.or(file.allow_kube_proxy),
             api_servers: self.api_servers.or(file.api_servers),
             manifests: self.manifests.or(file.manifests),
             bpffs: self.bpffs.or(file.bpffs),
@@ -135,10 +156,12 @@ impl SluiceOptions {
             uplink_devices: self.uplink_devices.or(file.uplink_devices),
             node_port_range: self.node_port_range.or(file.node_port_range),
             serve_external_ips: self.serve_external_ips.or(file.serve_external_ips),
+            audit_interval: self.audit_interval.or(file.audit_interval),
             socket_lb: self.socket_lb.or(file.socket_lb),
             cgroup: self.cgroup.or(file.cgroup),
             localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
             xdp: self.xdp.or(file.xdp),
+            capacities: self.capacities.or(file.capacities),
             log: self.log.or(file.log),
         }
     }

@@ -258,6 +258,9 @@ fn flags_of_every_kind_reach_their_fields() {
     let gates: Vec<_> = gates.feature_gates.iter().map(|(name, on)| (name.as_str(), *on)).collect();
     assert_eq!(gates, [("AllAlpha", true), ("AllBeta", false), ("WatchList", false)]);
     assert_eq!(load(&["--cleanup"]).unwrap().task, Task::Cleanup);
+    assert_eq!(load(&["--cleanup-kube-proxy"]).unwrap().task, Task::CleanupKubeProxy);
+    let both = load(&["--cleanup-kube-proxy", "--cleanup"]);
+    assert!(both.is_err_and(|error| error.contains("not together with --cleanup")));
     assert_eq!(load(&["--init-only=true"]).unwrap().task, Task::InitOnly);
     assert_eq!(load(&["--init-only=false", "--cleanup=false"]).unwrap().task, Task::Run);
     let writing = load(&["--write-config-to=/x", "--cleanup", "--healthz-port=0"]).unwrap();

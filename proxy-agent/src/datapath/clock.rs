@@ -1,9 +1,10 @@
 //! The kernel's tick, which flows are timed by.
 //!
 //! `bpf_jiffies64` costs a packet nothing, but user space sees neither jiffies nor how many of them make a
-//! second. So the agent runs a program that returns them.
+//! second. So the agent runs a program that returns them, and leaves it to others who read the tables.
 
 use std::{
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -11,10 +12,41 @@ use std::{
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::time::Ticks;
 
-/// The clock program could not be run.
+use super::{load::Program, pins::Pins};
+
+/// Why there is no time.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the kernel's clock")]
-pub struct ClockError(#[source] Box<ProgramError>);
+pub enum ClockError {
+    /// The clock program could not be run.
+    #[error("cannot read the kernel's clock")]
+    Unreadable(#[source] Box<ProgramError>),
+    /// The clock program could not be opened.
+    #[error("cannot open the kernel's clock at {}", path.display())]
+    Absent {
+        /// Its pin.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<ProgramError>,
+    },
+}
+
+/// The kernel's clock, for those who have not loaded the datapath.
+pub struct Clock(SchedClassifier);
+
+impl Clock {
+    /// The program that an agent has left.
+    pub fn open(pins: &Pins) -> Result<Self, ClockError> {
+        let path = pins.program(Program::Clock.name());
+        let program = SchedClassifier::from_pin(&path);
+        program.map(Self).map_err(|source| ClockError::Absent { path, source: Box::new(source) })
+    }
+
+    /// The time, in ticks.
+    pub fn now(&self) -> Result<Ticks, ClockError> {
+        now(&self.0)
+    }
+}
 
 /// How long to watch the clock: long enough to tell the possible rates apart, short enough for a start-up.
 const WATCH: Duration = Duration::from_millis(100);
@@ -30,7 +62,7 @@ pub(super) fn now(clock: &SchedClassifier) -> Result<Ticks, ClockError> {
     // The kernel wants a frame to run a tc program on; this one ignores it.
     let frame = [0; 14];
     let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-    let result = clock.test_run(options).map_err(|error| ClockError(Box::new(error)))?;
+    let result = clock.test_run(options).map_err(|error| ClockError::Unreadable(Box::new(error)))?;
     Ok(Ticks(result.return_value))
 }
 

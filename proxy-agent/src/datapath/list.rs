@@ -1,9 +1,9 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages,
-    Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
-    XdpDevices,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
+    Frontends, LostEvents, Misfits, Passages, Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic,
+    Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
 };
 
 /// Something to be done with every table.
@@ -34,7 +34,11 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<ServiceNames>()?;
     visitor.visit::<ServiceTraffic>()?;
     visitor.visit::<ServiceDrops>()?;
+    visitor.visit::<Misfits>()?;
     visitor.visit::<Drops>()?;
+    visitor.visit::<EventLease>()?;
+    visitor.visit::<Events>()?;
+    visitor.visit::<LostEvents>()?;
     visitor.visit::<XdpDevices>()?;
     visitor.visit::<Routes>()?;
     visitor.visit::<Passages>()

@@ -1,26 +1,30 @@
 //! From the embedded object to loaded programs over pinned maps.
 
-use std::{collections::BTreeSet, convert::Infallible};
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::{Map, MapData},
-    programs::{CgroupSockAddr, Program as Loaded, ProgramError, SchedClassifier, Xdp},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use aya_log::EbpfLogger;
 use log::Log;
 use proxy_common::{
     config::NodeSettings,
-    tables::{Settings, Table},
+    tables::{Growth, Settings, Table},
     time::Ticks,
 };
+use tracing::error;
 
 use super::{
+    capacity::Capacities,
     clock::{self, ClockError},
+    kept::{self, KeepError, Kind},
     list::{self, Visitor},
     map::{self, ArrayTable, TableError},
     pins::{PinError, Pins},
     preflight::{self, PreflightError},
+    resize,
 };
 
 /// The datapath object, built by `cargo xtask build` and embedded here.
@@ -145,53 +149,85 @@ pub enum LoadError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// The kernel refused programs that others stand in for.
+    #[error("the kernel refused programs: {}", .0.join(", "))]
+    Refused(Vec<&'static str>),
     /// The kernel's clock cannot be read.
     #[error(transparent)]
     Clock(#[from] ClockError),
+    /// The program that tells it cannot be pinned.
+    #[error(transparent)]
+    Kept(#[from] KeepError),
 }
 
 /// The loaded datapath.
 pub struct Datapath {
     ebpf: Ebpf,
     logger: Option<EbpfLogger<&'static dyn Log>>,
+    /// Where programs are kept that stand in for those that are refused; `None` if there are none.
+    pins: Option<Pins>,
+    classifiers: Standbys<SchedClassifier>,
+    socket_programs: Standbys<CgroupSockAddr>,
+    /// Own programs that are pinned.
+    kept: BTreeSet<&'static str>,
 }
 
+/// Programs of an earlier agent, in the place of this one's that the kernel refuses.
+type Standbys<P> = BTreeMap<&'static str, P>;
+
 impl Datapath {
-    /// A program, loaded by now.
-    pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, LoadError> {
-        let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
-        let found: &mut SchedClassifier = find(&mut self.ebpf, program.name())?;
-        if found.fd().is_err() {
-            found.load().map_err(refused)?;
+    /// An object whose maps are there, and none of whose programs are.
+    pub(super) const fn over(ebpf: Ebpf) -> Self {
+        Self {
+            ebpf,
+            logger: None,
+            pins: None,
+            classifiers: Standbys::new(),
+            socket_programs: Standbys::new(),
+            kept: BTreeSet::new(),
         }
-        Ok(found)
     }
 
-    /// A program for sockets, loaded by now.
+    /// A program, loaded by now. If the kernel refuses it, the one that served last.
+    pub fn program(&mut self, program: Program) -> Result<&mut SchedClassifier, LoadError> {
+        ready(&mut self.ebpf, &mut self.classifiers, self.pins.as_ref(), program)
+    }
+
+    /// A program for sockets, loaded by now. If the kernel refuses it, the one that served last.
     pub fn socket_program(&mut self, program: SocketProgram) -> Result<&mut CgroupSockAddr, LoadError> {
-        let refused = |source| LoadError::Program { program: program.name(), source: Box::new(source) };
-        let found: &mut CgroupSockAddr = find(&mut self.ebpf, program.name())?;
-        if found.fd().is_err() {
-            found.load().map_err(refused)?;
-        }
-        Ok(found)
+        ready(&mut self.ebpf, &mut self.socket_programs, self.pins.as_ref(), program)
     }
 
     /// The program that meets packets before the stack, loaded by now.
     pub fn xdp_program(&mut self) -> Result<&mut Xdp, LoadError> {
         let refused = |source| LoadError::Program { program: XDP_PROGRAM, source: Box::new(source) };
-        let found: &mut Xdp = find(&mut self.ebpf, XDP_PROGRAM)?;
+        let found = self.ebpf.program_mut(XDP_PROGRAM).ok_or(LoadError::Absent(XDP_PROGRAM))?;
+        let found: &mut Xdp = found.try_into().map_err(refused)?;
         if found.fd().is_err() {
             found.load().map_err(refused)?;
         }
         Ok(found)
     }
 
-    /// Loads the programs that are otherwise loaded when something wants them.
+    /// Loads the programs that are otherwise loaded when something wants them. Fails if the kernel refuses one.
     pub fn load_all(&mut self) -> Result<(), LoadError> {
         Program::ALL.into_iter().try_for_each(|program| self.program(program).map(drop))?;
+        SocketProgram::ALL.into_iter().try_for_each(|program| self.socket_program(program).map(drop))?;
         self.xdp_program()?;
-        SocketProgram::ALL.into_iter().try_for_each(|program| self.socket_program(program).map(drop))
+        let refused: Vec<_> = self.refused().collect();
+        if refused.is_empty() { Ok(()) } else { Err(LoadError::Refused(refused)) }
+    }
+
+    /// The programs that the kernel has refused, and that those of an earlier agent stand in for.
+    pub fn refused(&self) -> impl Iterator<Item = &'static str> {
+        self.classifiers.keys().chain(self.socket_programs.keys()).copied()
+    }
+
+    /// Pins this agent's programs that are loaded, for the next one. They should serve by now.
+    pub fn keep(&mut self) -> Result<(), KeepError> {
+        let Self { ebpf, pins: Some(pins), kept, .. } = self else { return Ok(()) };
+        Program::ALL.into_iter().try_for_each(|program| keep(ebpf, pins, kept, program))?;
+        SocketProgram::ALL.into_iter().try_for_each(|program| keep(ebpf, pins, kept, program))
     }
 
     /// The kernel's time, which flow entries are stamped with.
@@ -205,27 +241,102 @@ impl Datapath {
     }
 }
 
-/// Creates or adopts the maps below `pins` and loads the programs that every node runs. Nothing is attached; when this fails,
-/// whatever was attached before goes on as it was.
-pub fn load(pins: &Pins) -> Result<Datapath, LoadError> {
+/// The program, or the one that stands in for it.
+fn ready<'a, K: Kind>(
+    ebpf: &'a mut Ebpf,
+    standbys: &'a mut Standbys<K::Loaded>,
+    pins: Option<&Pins>,
+    kind: K,
+) -> Result<&'a mut K::Loaded, LoadError> {
+    let name = kind.name();
+    if !standbys.contains_key(name) {
+        let own = find(ebpf, kind)?;
+        let loaded = if K::is_loaded(own) { Ok(()) } else { K::load(own) };
+        if let Err(source) = loaded {
+            let refusal = LoadError::Program { program: name, source: Box::new(source) };
+            // Without a pin, nothing can stand in.
+            let standby = pins.and_then(|pins| kind.open(&pins.program(name)).ok());
+            let Some(standby) = standby else { return Err(refusal) };
+            error!("{}; the {name} of an earlier agent goes on serving", crate::report(&refusal));
+            standbys.insert(name, standby);
+        }
+    }
+    match standbys.get_mut(name) {
+        Some(standby) => Ok(standby),
+        None => find(ebpf, kind),
+    }
+}
+
+fn keep<K: Kind>(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    kept: &mut BTreeSet<&'static str>,
+    kind: K,
+) -> Result<(), KeepError> {
+    // What the object lacks, nobody could have loaded.
+    let Ok(own) = find(ebpf, kind) else { return Ok(()) };
+    if K::is_loaded(own) && !kept.contains(kind.name()) {
+        kept::keep(pins, kind, own)?;
+        kept.insert(kind.name());
+    }
+    Ok(())
+}
+
+fn find<K: Kind>(ebpf: &mut Ebpf, kind: K) -> Result<&mut K::Loaded, LoadError> {
+    let name = kind.name();
+    let found = ebpf.program_mut(name).ok_or(LoadError::Absent(name))?;
+    K::select(found).map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
+}
+
+/// Whether pinned tables may be given other capacities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resizing {
+    /// No agent writes to them, and whatever is attached gets this build's programs.
+    Allowed,
+    /// Neither is known.
+    Forbidden,
+}
+
+/// Creates or adopts the maps below `pins`, with these capacities as far as their entries fit, and loads the programs that
+/// every node runs. Nothing is attached; when this fails, whatever was attached before goes on as it was. A program that the
+/// kernel refuses is no failure if an earlier agent's can stand in for it. After programs have been attached, tables may have to
+/// be moved ([`move_tables`](super::move_tables)).
+pub fn load(pins: &Pins, capacities: Capacities, resizing: Resizing) -> Result<Datapath, LoadError> {
     preflight::check()?;
     pins.create()?;
+    let capacities = match resizing {
+        Resizing::Allowed => capacities.granted(pins)?,
+        Resizing::Forbidden => capacities,
+    };
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    // Nothing can go wrong there.
-    let Ok(()) = list::visit(&mut Pinning { loader: &mut loader, pins });
+    let mut pinning = Pinning { loader: &mut loader, pins, capacities, resizing, replaced: Vec::new() };
+    list::visit(&mut pinning)?;
+    let replaced = pinning.replaced;
     let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+    list::visit(&mut Replacing { pins, replaced })?;
     // aya adopts whatever is pinned under a name, so look at what it adopted before a program runs on it.
     let mut check = Check { pins, names: BTreeSet::new() };
     list::visit(&mut check)?;
+    resize::lead(pins)?;
     // Before the programs are loaded, while the object still owns the map of the log.
     let logger = EbpfLogger::init(&mut ebpf).ok();
     check.expect_complete(&ebpf)?;
-    let mut datapath = Datapath { ebpf, logger };
+    let mut datapath = Datapath {
+        ebpf,
+        logger,
+        pins: Some(pins.clone()),
+        classifiers: Standbys::new(),
+        socket_programs: Standbys::new(),
+        kept: BTreeSet::new(),
+    };
     for program in Program::EVERYWHERE {
         datapath.program(program)?;
     }
-    let hz = clock::rate(datapath.program(Program::Clock)?)?;
+    let clock = datapath.program(Program::Clock)?;
+    // Others who read the tables need the time from the start.
+    kept::keep(pins, Program::Clock, clock)?;
+    let hz = clock::rate(clock)?;
     tracing::debug!(hz, "kernel clock");
     settle(pins, hz)?;
     Ok(datapath)
@@ -241,18 +352,56 @@ fn settle(pins: &Pins, hz: u32) -> Result<(), TableError> {
     }
 }
 
-/// Tells the loader where every table is pinned.
+/// Tells the loader where every table is pinned, and how large it is to be if it is not there.
 struct Pinning<'a, 'b> {
     loader: &'a mut EbpfLoader<'b>,
     pins: &'a Pins,
+    capacities: Capacities,
+    resizing: Resizing,
+    /// Tables that are there and get another map before programs are loaded.
+    replaced: Vec<&'static str>,
 }
 
 impl Visitor for Pinning<'_, '_> {
-    type Error = Infallible;
+    type Error = TableError;
 
-    fn visit<T: Table>(&mut self) -> Result<(), Infallible> {
-        self.loader.map_pin_path(T::NAME, self.pins.map::<T>());
+    fn visit<T: Table>(&mut self) -> Result<(), TableError> {
+        let (path, next) = (self.pins.map::<T>(), self.pins.next_map::<T>());
+        let capacity = self.capacities.of::<T>();
+        let is_resized = match map::capacity::<T>(self.pins) {
+            Ok(found) => found != capacity && self.resizing == Resizing::Allowed,
+            Err(TableError::Absent { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        let path = match T::GROWTH {
+            Growth::Replaced if is_resized => {
+                resize::forget_copy::<T>(self.pins)?;
+                self.replaced.push(T::NAME);
+                next
+            }
+            Growth::Moved(array) => {
+                self.loader.map_pin_path(array, self.pins.maps().join(array));
+                // One that an agent has begun to move is moved on.
+                if is_resized || next.exists() { next } else { path }
+            }
+            Growth::Replaced | Growth::Fixed => path,
+        };
+        self.loader.map_max_entries(T::NAME, capacity).map_pin_path(T::NAME, path);
         Ok(())
+    }
+}
+
+/// Lets copies take the place of tables.
+struct Replacing<'a> {
+    pins: &'a Pins,
+    replaced: Vec<&'static str>,
+}
+
+impl Visitor for Replacing<'_> {
+    type Error = TableError;
+
+    fn visit<T: Table>(&mut self) -> Result<(), TableError> {
+        if self.replaced.contains(&T::NAME) { resize::replace::<T>(self.pins) } else { Ok(()) }
     }
 }
 
@@ -267,7 +416,10 @@ impl Visitor for Check<'_> {
 
     fn visit<T: Table>(&mut self) -> Result<(), TableError> {
         self.names.insert(T::NAME);
-        map::check::<T>(self.pins)
+        if let Growth::Moved(array) = T::GROWTH {
+            self.names.insert(array);
+        }
+        map::capacity::<T>(self.pins).map(drop)
     }
 }
 
@@ -286,12 +438,4 @@ impl Check<'_> {
 fn is_private(name: &str, map: &Map) -> bool {
     let is_room = |map: &MapData| map.info().is_ok_and(|info| info.max_entries() == 1);
     name.starts_with('.') || matches!(map, Map::PerCpuArray(map) if is_room(map))
-}
-
-fn find<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
-where
-    &'a mut P: TryFrom<&'a mut Loaded, Error = ProgramError>,
-{
-    let found = ebpf.program_mut(name).ok_or(LoadError::Absent(name))?;
-    found.try_into().map_err(|source| LoadError::Program { program: name, source: Box::new(source) })
 }

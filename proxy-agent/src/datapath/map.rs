@@ -4,28 +4,33 @@
     reason = "the one `Pod` implementation: proxy-common knows no aya, and aya no zerocopy"
 )]
 
-use std::marker::PhantomData;
+use std::{
+    iter,
+    marker::PhantomData,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
     util::nr_cpus,
 };
 use proxy_common::{
     ranges::{SourceRange, SourceRangeData},
-    tables::{MapBytes, Table, TableKind},
+    tables::{Growth, MapBytes, Table, TableKind},
 };
 use zerocopy::FromZeros as _;
 
-use super::pins::Pins;
+use super::{batch::Batches, pins::Pins};
 
 /// Bytes on their way into or out of a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 // SAFETY: `MapBytes` requires zerocopy's `FromBytes` and `IntoBytes`: no padding, and any bytes are a value.
 unsafe impl<T: MapBytes> Pod for Raw<T> {}
@@ -74,12 +79,12 @@ pub enum TableError {
     },
 }
 
-fn kernel<T: Table>(action: &'static str) -> impl FnOnce(MapError) -> TableError {
+pub(super) fn kernel<T: Table>(action: &'static str) -> impl FnOnce(MapError) -> TableError {
     move |source| TableError::Kernel { table: T::NAME, action, source }
 }
 
 /// The errno inside an aya map error.
-fn errno(error: &MapError) -> Option<i32> {
+pub(super) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(error) => error.io_error.raw_os_error(),
         MapError::IoError(error) => error.raw_os_error(),
@@ -88,12 +93,10 @@ fn errno(error: &MapError) -> Option<i32> {
 }
 
 /// Whether writing an entry failed, in particular because there is no room for it.
-fn written<T: Table>(result: Result<(), MapError>) -> Result<(), TableError> {
+fn written<T: Table>(result: Result<(), MapError>, capacity: u32) -> Result<(), TableError> {
     result.map_err(|error| match errno(&error) {
         // Hash tables say the former, tries the latter.
-        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => {
-            TableError::Full { table: T::NAME, capacity: T::CAPACITY }
-        }
+        Some(nix::libc::E2BIG | nix::libc::ENOSPC) => TableError::Full { table: T::NAME, capacity },
         _ => kernel::<T>("cannot write an entry")(error),
     })
 }
@@ -116,16 +119,23 @@ fn listed<T: Table, E>(entry: Result<E, MapError>) -> Option<Result<E, TableErro
     }
 }
 
-/// Compares a pin with what this build expects.
-pub(super) fn check<T: Table>(pins: &Pins) -> Result<(), TableError> {
-    open::<T>(pins).map(|_| ())
+/// Compares a pin with what this build expects, and tells how many entries there is room for.
+pub(super) fn capacity<T: Table>(pins: &Pins) -> Result<u32, TableError> {
+    open::<T>(pins).map(|opened| opened.capacity)
+}
+
+fn open<T: Table>(pins: &Pins) -> Result<Opened, TableError> {
+    let (data, capacity) = open_at::<T>(&pins.map::<T>())?;
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|error| kernel::<T>("cannot use it")(MapError::IoError(error)))?;
+    let map = Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))?;
+    Ok(Opened { map, fd, capacity })
 }
 
 /// Opens a pin after comparing it with what this build expects: adopting a map of another shape would
-/// misread every entry, and the kernel would not object.
-fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
-    let path = pins.map::<T>();
-    let data = MapData::from_pin(&path).map_err(|error| match errno(&error) {
+/// misread every entry, and the kernel would not object. Tells how many entries there is room for.
+pub(super) fn open_at<T: Table>(path: &Path) -> Result<(MapData, u32), TableError> {
+    let data = MapData::from_pin(path).map_err(|error| match errno(&error) {
         Some(nix::libc::ENOENT) => TableError::Absent { table: T::NAME, path: path.display().to_string() },
         _ => kernel::<T>("cannot open the pin")(error),
     })?;
@@ -144,33 +154,59 @@ fn open<T: Table>(pins: &Pins) -> Result<Map, TableError> {
         TableKind::LpmTrie => MapType::LpmTrie,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
+        TableKind::Ring => MapType::RingBuf,
     };
     if kind != expected {
         return Err(mismatch("type", format!("{kind:?}"), format!("{expected:?}")));
     }
+    let capacity = info.max_entries();
     let sizes = [
         ("key size", info.key_size() as usize, size_of::<T::Key>()),
         ("value size", info.value_size() as usize, size_of::<T::Value>()),
-        ("capacity", info.max_entries() as usize, T::CAPACITY as usize),
+        (
+            "capacity",
+            capacity as usize,
+            if T::GROWTH == Growth::Fixed { T::CAPACITY } else { capacity } as usize,
+        ),
     ];
     for (field, found, expected) in sizes {
         if found != expected {
             return Err(mismatch(field, found.to_string(), expected.to_string()));
         }
     }
-    Map::from_map_data(data).map_err(kernel::<T>("cannot use it"))
+    Ok((data, capacity))
+}
+
+/// A map, a descriptor of it for what aya does not do, and how many entries it has room for.
+struct Opened {
+    map: Map,
+    fd: OwnedFd,
+    capacity: u32,
+}
+
+/// Opens the pin of a ring.
+pub(super) fn open_ring<T: Table>(pins: &Pins) -> Result<RingBuf<MapData>, TableError> {
+    RingBuf::try_from(open::<T>(pins)?.map).map_err(kernel::<T>("cannot use it"))
 }
 
 /// A hash table, opened by its pin.
 pub struct HashTable<T: Table> {
     map: HashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
+    fd: OwnedFd,
+    capacity: u32,
 }
 
 impl<T: Table> HashTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let Opened { map, fd, capacity } = open::<T>(pins)?;
+        Ok(Self { map: HashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?, fd, capacity })
+    }
+
+    /// Entries that there is room for.
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// The value of a key; `None` if it is absent.
@@ -184,7 +220,7 @@ impl<T: Table> HashTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &T::Key, value: &T::Value) -> Result<(), TableError> {
-        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0))
+        written::<T>(self.map.insert(Raw(*key), Raw(*value), 0), self.capacity)
     }
 
     /// Removes an entry, present or not.
@@ -194,37 +230,64 @@ impl<T: Table> HashTable<T> {
 
     /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
     pub fn keys(&self) -> Result<Vec<T::Key>, TableError> {
-        self.map.keys().filter_map(|key| listed::<T, _>(key.map(|Raw(key)| key))).collect()
+        self.entries().map(|entry| entry.map(|(key, _)| key)).collect()
     }
 
-    /// All entries, in the kernel's order. Entries that come or go meanwhile may be missed.
+    /// All entries, in the kernel's order, each once. Those that come or go meanwhile may be missed.
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
-        self.map.iter().filter_map(|entry| listed::<T, _>(entry.map(|(Raw(key), Raw(value))| (key, value))))
+        singles(Batches::<T>::new(self.fd.as_fd(), 1))
     }
 
-    /// How many entries there are, or about as many if some come or go meanwhile.
+    /// How many entries there are, but for those that come or go meanwhile.
     pub fn count(&self) -> Result<usize, TableError> {
-        count::<T, _>(self.map.keys())
+        count(Batches::<T>::new(self.fd.as_fd(), 1))
     }
 }
 
-/// Counts the keys of a table. The kernel begins anew when the key is gone that it is to go on from, hence the limit.
-fn count<T: Table, K>(mut keys: impl Iterator<Item = Result<K, MapError>>) -> Result<usize, TableError> {
-    let keys = keys.by_ref().take(T::CAPACITY as usize);
-    keys.map(|key| key.map_err(kernel::<T>("cannot list the entries")))
-        .try_fold(0, |sum, key| key.map(|_| sum + 1))
+/// Counts the entries that are read.
+fn count<T: Table>(mut batches: Batches<'_, T>) -> Result<usize, TableError> {
+    let mut sum = 0;
+    while batches.next()?.is_some() {
+        sum += 1;
+    }
+    Ok(sum)
+}
+
+/// Entries of which each has one value.
+fn singles<T: Table>(
+    mut batches: Batches<'_, T>,
+) -> impl Iterator<Item = Result<(T::Key, T::Value), TableError>> {
+    iter::from_fn(move || {
+        let entry = batches.next().map(|entry| entry.and_then(|(key, values)| Some((key, *values.first()?))));
+        entry.transpose()
+    })
+}
+
+/// Entries with the values of all CPUs.
+fn of_all_cpus<T: Table>(
+    mut batches: Batches<'_, T>,
+) -> impl Iterator<Item = Result<(T::Key, Vec<T::Value>), TableError>> {
+    iter::from_fn(move || {
+        batches.next().map(|entry| entry.map(|(key, values)| (key, values.to_vec()))).transpose()
+    })
+}
+
+/// How many values a key of a per-CPU map has.
+fn cpus<T: Table>() -> Result<usize, TableError> {
+    nr_cpus().map_err(|(_, error)| kernel::<T>("cannot tell the number of CPUs")(MapError::IoError(error)))
 }
 
 /// A table of source ranges, opened by its pin: a trie of prefixes.
 pub struct TrieTable<T: Table<Key = SourceRange>> {
     map: LpmTrie<MapData, Raw<SourceRangeData>, Raw<T::Value>>,
+    capacity: u32,
 }
 
 impl<T: Table<Key = SourceRange>> TrieTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let Opened { map, capacity, .. } = open::<T>(pins)?;
+        Ok(Self { map: LpmTrie::try_from(map).map_err(kernel::<T>("cannot use it"))?, capacity })
     }
 
     /// The keys of all entries. Those of entries that come or go meanwhile may be missing.
@@ -243,7 +306,7 @@ impl<T: Table<Key = SourceRange>> TrieTable<T> {
 
     /// Writes an entry, new or not.
     pub fn put(&mut self, key: &SourceRange, value: &T::Value) -> Result<(), TableError> {
-        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0))
+        written::<T>(self.map.insert(&prefix(key), Raw(*value), 0), self.capacity)
     }
 
     /// Removes an entry, present or not.
@@ -271,13 +334,14 @@ fn prefix(range: &SourceRange) -> Key<Raw<SourceRangeData>> {
 /// An array table, opened by its pin: every index below the capacity exists.
 pub struct ArrayTable<T: Table<Key = u32>> {
     map: Array<MapData, Raw<T::Value>>,
+    fd: OwnedFd,
 }
 
 impl<T: Table<Key = u32>> ArrayTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: Array::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let Opened { map, fd, .. } = open::<T>(pins)?;
+        Ok(Self { map: Array::try_from(map).map_err(kernel::<T>("cannot use it"))?, fd })
     }
 
     /// The value at an index; `None` beyond the capacity.
@@ -296,25 +360,24 @@ impl<T: Table<Key = u32>> ArrayTable<T> {
 
     /// All values with their indices.
     pub fn entries(&self) -> impl Iterator<Item = Result<(u32, T::Value), TableError>> {
-        (0..T::CAPACITY).map(|index| {
-            let value = self.map.get(&index, 0).map_err(kernel::<T>("cannot read an entry"))?;
-            Ok((index, value.0))
-        })
+        singles(Batches::<T>::new(self.fd.as_fd(), 1))
     }
 }
 
 /// A per-CPU array table, opened by its pin.
 pub struct PerCpuTable<T: Table<Key = u32>> {
     map: PerCpuArray<MapData, Raw<T::Value>>,
+    cpus: usize,
     table: PhantomData<T>,
 }
 
 impl<T: Table<Key = u32>> PerCpuTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
+        let Opened { map, .. } = open::<T>(pins)?;
         Ok(Self {
             map: PerCpuArray::try_from(map).map_err(kernel::<T>("cannot use it"))?,
+            cpus: cpus::<T>()?,
             table: PhantomData,
         })
     }
@@ -328,8 +391,7 @@ impl<T: Table<Key = u32>> PerCpuTable<T> {
     /// Sets every CPU's value to zero.
     pub fn clear(&mut self, index: u32) -> Result<(), TableError> {
         let failed = |error| kernel::<T>("cannot clear an entry")(MapError::IoError(error));
-        let cpus = nr_cpus().map_err(|(_, error)| failed(error))?;
-        let zeros = vec![Raw(T::Value::new_zeroed()); cpus];
+        let zeros = vec![Raw(T::Value::new_zeroed()); self.cpus];
         let zeros = PerCpuValues::try_from(zeros).map_err(failed)?;
         self.map.set(index, zeros, 0).map_err(kernel::<T>("cannot clear an entry"))
     }
@@ -338,13 +400,16 @@ impl<T: Table<Key = u32>> PerCpuTable<T> {
 /// A per-CPU hash table, opened by its pin.
 pub struct PerCpuHashTable<T: Table> {
     map: PerCpuHashMap<MapData, Raw<T::Key>, Raw<T::Value>>,
+    fd: OwnedFd,
+    cpus: usize,
 }
 
 impl<T: Table> PerCpuHashTable<T> {
     /// Opens the table's pin.
     pub fn open(pins: &Pins) -> Result<Self, TableError> {
-        let map = open::<T>(pins)?;
-        Ok(Self { map: PerCpuHashMap::try_from(map).map_err(kernel::<T>("cannot use it"))? })
+        let Opened { map, fd, .. } = open::<T>(pins)?;
+        let map = PerCpuHashMap::try_from(map).map_err(kernel::<T>("cannot use it"))?;
+        Ok(Self { map, fd, cpus: cpus::<T>()? })
     }
 
     /// Removes an entry, present or not.
@@ -352,17 +417,14 @@ impl<T: Table> PerCpuHashTable<T> {
         removed::<T>(self.map.remove(&Raw(*key)))
     }
 
-    /// All entries with the values of all CPUs, in the kernel's order. Entries that come or go meanwhile may be missed.
+    /// All entries with the values of all CPUs, in the kernel's order, each once. Those that come or go meanwhile may be
+    /// missed.
     pub fn entries(&self) -> impl Iterator<Item = Result<(T::Key, Vec<T::Value>), TableError>> {
-        self.map.iter().filter_map(|entry| {
-            let values =
-                |values: PerCpuValues<Raw<T::Value>>| values.iter().map(|&Raw(value)| value).collect();
-            listed::<T, _>(entry.map(|(Raw(key), found)| (key, values(found))))
-        })
+        of_all_cpus(Batches::<T>::new(self.fd.as_fd(), self.cpus))
     }
 
-    /// How many entries there are, or about as many if some come or go meanwhile.
+    /// How many entries there are, but for those that come or go meanwhile.
     pub fn count(&self) -> Result<usize, TableError> {
-        count::<T, _>(self.map.keys())
+        count(Batches::<T>::new(self.fd.as_fd(), self.cpus))
     }
 }

@@ -30,7 +30,7 @@ pub enum PinError {
     },
 }
 
-/// The directory of one node's pins: `<dir>/v<layout>/{maps,links}`. The layout version keeps an agent from
+/// The directory of one node's pins: `<dir>/v<layout>/{maps,links,programs}`. The layout version keeps an agent from
 /// adopting maps that it would misread.
 #[derive(Clone, Debug)]
 pub struct Pins {
@@ -55,7 +55,8 @@ impl Pins {
         if kind.filesystem_type() != BPF_FS_MAGIC {
             return Err(PinError::NotBpffs(existing.to_owned()));
         }
-        for path in [self.maps(), self.links()] {
+        self.set_aside_retired()?;
+        for path in [self.maps(), self.links(), self.programs()] {
             fs::create_dir_all(&path).map_err(|source| PinError::Io {
                 action: "cannot create the directory",
                 path,
@@ -65,13 +66,28 @@ impl Pins {
         Ok(())
     }
 
+    /// Moves pins out of the way whose programs begin no flows any more: an agent of another layout was here meanwhile,
+    /// and is ahead of them on every device.
+    fn set_aside_retired(&self) -> Result<(), PinError> {
+        if !self.retired().exists() {
+            return Ok(());
+        }
+        let aside = (1..).map(|number| self.root.with_file_name(format!("v{LAYOUT_VERSION}-{number}")));
+        let free = aside.into_iter().find(|path| !path.exists()).unwrap_or_default();
+        fs::rename(&self.root, free).map_err(|source| PinError::Io {
+            action: "cannot set the directory aside",
+            path: self.root.clone(),
+            source,
+        })
+    }
+
     /// Where this layout's pins lie.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// What agents with other layouts have left beside this layout's pins.
+    /// What agents with other layouts have left beside this layout's pins, and what was set aside.
     pub fn others(&self) -> Result<Vec<Self>, PinError> {
         let dir = self.root.parent().unwrap_or(&self.root);
         let failed =
@@ -80,11 +96,12 @@ impl Pins {
         for entry in fs::read_dir(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            let version = name.to_str().and_then(|name| name.strip_prefix('v')).map(str::parse::<u32>);
+            let version = name.to_str().and_then(|name| name.strip_prefix('v'));
+            let version = version.and_then(|version| version.split('-').next()).map(str::parse::<u32>);
             let other = Self { root: entry.path() };
             // People may keep their own pins in this directory.
             let ours = entry.file_type().is_ok_and(|kind| kind.is_dir()) && other.links().is_dir();
-            if matches!(version, Some(Ok(version)) if version != LAYOUT_VERSION) && ours {
+            if matches!(version, Some(Ok(_))) && other.root != self.root && ours {
                 others.push(other);
             }
         }
@@ -118,10 +135,31 @@ impl Pins {
         self.maps().join(T::NAME)
     }
 
+    /// The pin of the map that is to take the table's place; bpffs keeps names with dots for itself.
+    #[must_use]
+    pub fn next_map<T: Table>(&self) -> PathBuf {
+        self.maps().join(format!("{}-next", T::NAME))
+    }
+
     /// The directory of map pins.
     #[must_use]
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")
+    }
+
+    /// The pin of a program that has served.
+    pub(super) fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
+    }
+
+    /// The directory that says, by being there, that these programs begin no flows, and since when.
+    pub(super) fn retired(&self) -> PathBuf {
+        self.root.join("retired")
+    }
+
+    /// The directory of programs that have served, and of the clock.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.root.join("programs")
     }
 
     /// The directory of link pins.
@@ -154,6 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn pins_that_were_retired_are_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::new(dir.path());
+        for aside in ["-1", "-2"] {
+            pins.set_aside_retired().unwrap();
+            fs::create_dir_all(pins.links()).unwrap();
+            pins.set_aside_retired().unwrap();
+            assert!(pins.root().exists());
+            fs::create_dir(pins.retired()).unwrap();
+            pins.set_aside_retired().unwrap();
+            assert!(!pins.root().exists());
+            assert!(dir.path().join(format!("v{LAYOUT_VERSION}{aside}/links")).exists());
+        }
+    }
+
+    #[test]
     fn other_layouts_are_found_and_removed_and_nothing_else_is() {
         let dir = tempfile::tempdir().unwrap();
         let pins = Pins::new(dir.path());
@@ -167,11 +221,14 @@ mod tests {
         };
         let (own, old) = (make(&format!("v{LAYOUT_VERSION}")), make("v0"));
         let strangers = [make("vault"), make("7"), make("v")];
+        let aside = make(&format!("v{LAYOUT_VERSION}-1"));
         fs::create_dir(dir.path().join("v9")).unwrap();
         let others = pins.others().unwrap();
-        assert_eq!(others.iter().map(Pins::root).collect::<Vec<_>>(), [old.as_path()]);
-        assert_eq!(others[0].remove().unwrap(), 1);
-        assert!(!old.exists());
+        assert_eq!(others.iter().map(Pins::root).collect::<Vec<_>>(), [old.as_path(), aside.as_path()]);
+        for other in others {
+            assert_eq!(other.remove().unwrap(), 1);
+        }
+        assert!(!old.exists() && !aside.exists());
         for kept in strangers.iter().chain([&own]) {
             assert!(kept.join("links/7-sluice_ingress").exists(), "{}", kept.display());
         }

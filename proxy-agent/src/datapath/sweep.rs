@@ -13,7 +13,7 @@ use proxy_common::{
     filter::{AddressRoles, FilterPosition},
     flow::{FlowEntry, FlowState},
     frontend::ServiceId,
-    tables::{Flows, Settings, Table as _},
+    tables::{Flows, Settings},
     time::Ticks,
     tuple::{FlowKey, Hook},
 };
@@ -100,6 +100,8 @@ pub struct Sweep {
     pub removed: usize,
     /// Entries left.
     pub left: usize,
+    /// Entries that there is room for.
+    pub capacity: u32,
     /// Roles of addresses in the flows that are left.
     pub in_use: HashMap<FilterPosition, AddressRoles>,
 }
@@ -108,7 +110,7 @@ impl Sweep {
     /// How full the table is now.
     #[must_use]
     pub const fn pressure(&self) -> Pressure {
-        Pressure::of(self.left, Flows::CAPACITY as usize)
+        Pressure::of(self.left, self.capacity as usize)
     }
 
     fn note(&mut self, position: FilterPosition, role: AddressRoles) {
@@ -138,7 +140,7 @@ pub fn sweep(pins: &Pins, now: Ticks, pressure: Pressure) -> Result<Sweep, Table
 
 fn pass(table: &mut HashTable<Flows>, now: Ticks, limits: Limits) -> Result<Sweep, TableError> {
     let mut idle = HashMap::new();
-    let mut sweep = Sweep::default();
+    let mut sweep = Sweep { capacity: table.capacity(), ..Sweep::default() };
     for entry in table.entries() {
         let (key, flow) = entry?;
         if limits.is_idle(&flow, now) {

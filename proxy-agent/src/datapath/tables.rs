@@ -16,7 +16,8 @@ use proxy_common::{
 use proxy_model::{HashTableIo, Io, Restored, TableIo};
 
 use super::{
-    map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable},
+    capacity::Capacities,
+    map::{self, ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, TrieTable},
     pins::Pins,
 };
 
@@ -52,6 +53,13 @@ impl KernelTables {
             drops: PerCpuHashTable::open(pins)?,
             pods: HashTable::open(pins)?,
         })
+    }
+
+    /// How many entries the tables have room for whose contents the model chooses.
+    pub fn capacities(pins: &Pins) -> Result<proxy_model::Capacities, TableError> {
+        let Capacities { services, frontends, backends, source_ranges, .. } = Capacities::pinned(pins)?;
+        let slots = map::capacity::<Slots>(pins)?;
+        Ok(proxy_model::Capacities { services, frontends, backends, slots, source_ranges })
     }
 
     /// What an earlier run of the agent left.

@@ -6,7 +6,7 @@
 //!                                 +-- xdp:       are its packets met before the stack?
 //! ```
 //!
-//! Only [`watch`](Devices) asks the kernel; everything else is a function of an [`Inventory`].
+//! Only [`watch`](Devices) asks the kernel, and [`ways_to`] for people; everything else is a function of an [`Inventory`].
 
 mod class;
 mod inventory;
@@ -14,6 +14,7 @@ mod placement;
 mod row;
 mod source;
 mod watch;
+mod way;
 mod xdp;
 
 pub use class::{Class, ClassRules, NamePattern, ParsePatternError};
@@ -22,4 +23,5 @@ pub use placement::{Skip, placement};
 pub use row::{DeviceRules, PodDevices, row};
 pub use source::node_address;
 pub use watch::{DeviceError, Devices, list, name_of};
+pub use way::{Way, way_to, ways_to};
 pub use xdp::{Conntrack, XdpMode};

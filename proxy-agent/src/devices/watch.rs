@@ -1,6 +1,9 @@
 //! Asking the kernel, and hearing when it may have another answer.
 
-use std::{future, time::Duration};
+use std::{
+    future::{self, Future},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use nix::net::if_::if_indextoname;
@@ -162,9 +165,14 @@ pub fn name_of(index: Ifindex) -> Option<String> {
 
 /// Everything there is, for those who ask once and may block.
 pub fn list() -> Result<Inventory, DeviceError> {
+    once(async { Devices::watch()?.list().await })
+}
+
+/// Waits for an answer, where nothing else is to be done meanwhile.
+pub(super) fn once<T>(answer: impl Future<Output = Result<T, DeviceError>>) -> Result<T, DeviceError> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DeviceError::Runtime)?;
-    runtime.block_on(async { Devices::watch()?.list().await })
+    runtime.block_on(async { timeout(PATIENCE, answer).await.map_err(|_| DeviceError::Timeout)? })
 }
 
 #[cfg(test)]

@@ -13,10 +13,10 @@ use super::inventory::{Device, DeviceKind, Inventory, LinkHeader};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum XdpMode {
-    /// Not at all.
+    /// Not at all. The default: many drivers set a device up anew for a program, and its link is down for as long.
+    #[default]
     Off,
     /// By drivers that can, where it costs nobody anything.
-    #[default]
     Auto,
     /// By drivers that can.
     Native,

@@ -29,7 +29,7 @@ impl Health {
     }
 }
 
-/// Answers `/healthz` and `/livez`.
+/// Answers `/healthz`, `/livez` and `/readyz`.
 #[derive(Clone, Debug)]
 pub(super) struct HealthServer {
     pub(super) health: Health,
@@ -39,14 +39,15 @@ pub(super) struct HealthServer {
 impl Service for HealthServer {
     async fn answer(&self, request: Request<()>) -> Answer {
         let (question, counter) = match request.uri().path() {
-            "/healthz" => (Question::Healthz, &self.metrics.healthz),
-            "/livez" => (Question::Livez, &self.metrics.livez),
+            "/healthz" => (Question::Healthz, Some(&self.metrics.healthz)),
+            "/livez" => (Question::Livez, Some(&self.metrics.livez)),
+            "/readyz" => (Question::Readyz, None),
             _ => return not_found(),
         };
         let Health { clock, limit, progress } = &self.health;
         let times = Times { now: clock.now(), wall: Timestamp::now(), limit: *limit };
         let (is_well, text) = report(question, &progress.borrow(), times);
-        counter.count(is_well);
+        counter.inspect(|counter| counter.count(is_well));
         answer(if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, JSON, text)
     }
 }
@@ -58,6 +59,8 @@ enum Question {
     Healthz,
     /// Should the agent be restarted?
     Livez,
+    /// Is the agent what it should be? A rollout need not go on with one that is not. Not kube-proxy's.
+    Readyz,
 }
 
 /// When it is asked.
@@ -71,12 +74,14 @@ struct Times {
 /// The JSON that kube-proxy answers with (HZ-09).
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Report {
+struct Report<'a> {
     last_updated: Timestamp,
     current_time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_eligible: Option<bool>,
     healthy: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    refused_programs: &'a [&'static str],
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     status: BTreeMap<&'static str, FamilyReport>,
 }
@@ -91,7 +96,9 @@ struct FamilyReport {
 /// Whether all is well, and what is to be said about it.
 fn report(question: Question, progress: &Progress, times: Times) -> (bool, String) {
     let Times { now, wall, limit } = times;
-    let healthy = progress.is_healthy(now, limit);
+    // Others stand in for programs that are refused: neither load balancers nor a restart would do any good.
+    let refused_programs = if question == Question::Readyz { progress.refused.as_slice() } else { &[] };
+    let healthy = progress.is_healthy(now, limit) && refused_programs.is_empty();
     let node_eligible = (question == Question::Healthz).then_some(progress.node_is_eligible);
     let is_well = healthy && node_eligible != Some(false);
     // The clock on the wall may be set; how long ago something was, stays true.
@@ -105,8 +112,9 @@ fn report(question: Question, progress: &Progress, times: Times) -> (bool, Strin
         let report = FamilyReport { last_updated: wall_at(family.last_written), healthy: family.healthy };
         (family.family.as_str(), report)
     });
+    let status = status.collect();
     let report =
-        Report { last_updated, current_time: wall, node_eligible, healthy, status: status.collect() };
+        Report { last_updated, current_time: wall, node_eligible, healthy, refused_programs, status };
     (is_well, serde_json::to_string(&report).unwrap_or_default())
 }
 
@@ -193,6 +201,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn refused_programs_make_the_agent_unready_and_nothing_else() {
+        let mut progress = started();
+        assert!(asked(Question::Readyz, &progress, 30).0);
+        progress.node_is_eligible = false;
+        assert!(asked(Question::Readyz, &progress, 30).0, "a node that is to go is no less ready");
+        progress.node_is_eligible = true;
+        progress.refused = vec!["sluice_egress"];
+        let (is_well, text) = asked(Question::Readyz, &progress, 30);
+        assert!(
+            !is_well && text.contains(r#""healthy":false,"refusedPrograms":["sluice_egress"],"#),
+            "{text}"
+        );
+        for question in [Question::Healthz, Question::Livez] {
+            let (is_well, text) = asked(question, &progress, 30);
+            assert!(is_well && !text.contains("refused"), "{text}");
+        }
+    }
+
     /// HZ-01, HZ-08, HZ-12.
     #[tokio::test]
     async fn two_paths_are_answered_and_counted() {
@@ -213,6 +240,7 @@ mod tests {
         sender.send_modify(|progress| progress.node_is_eligible = true);
         assert_eq!(ask("POST", "/healthz?verbose").await, said(200, "application/json"));
         assert_eq!(ask("DELETE", "/livez").await, said(200, "application/json"));
+        assert_eq!(ask("GET", "/readyz").await, said(200, "application/json"));
         for path in ["/", "/healthz/", "/healthz/ping", "/Healthz", "/metrics"] {
             assert_eq!(ask("GET", path).await.0, 404, "{path}");
         }

@@ -25,41 +25,30 @@ use proxy_model::ServicePortName;
 use tracing::warn;
 
 use super::{Labels, rounds::set};
-use crate::datapath::{HashTable, PerCpuHashTable, PerCpuTable, Pins, TableError};
+use crate::datapath::{HashTable, PerCpuHashTable, PerCpuTable, Pins, TableError, table_capacities};
 
 /// How full the tables are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Fills {
     entries: Family<Labels<1>, Gauge>,
     capacities: Family<Labels<1>, Gauge>,
 }
 
-impl Default for Fills {
-    fn default() -> Self {
-        let capacities = Family::<Labels<1>, Gauge>::default();
-        for (table, capacity) in [
-            capacity::<ServiceNames>(),
-            capacity::<Frontends>(),
-            capacity::<Backends>(),
-            capacity::<Slots>(),
-            capacity::<Addresses>(),
-            capacity::<SourceRanges>(),
-            capacity::<Devices>(),
-            capacity::<Flows>(),
-            capacity::<Affinities>(),
-            capacity::<Sockets>(),
-            capacity::<Fragments>(),
-            capacity::<ServiceDrops>(),
-        ] {
-            set(&capacities.get_or_create(&[("table", table)]), capacity);
-        }
-        Self { entries: Family::default(), capacities }
-    }
-}
-
-const fn capacity<T: Table>() -> (&'static str, usize) {
-    (T::NAME, T::CAPACITY as usize)
-}
+/// The tables that may become full.
+const FILLED: [&str; 12] = [
+    ServiceNames::NAME,
+    Frontends::NAME,
+    Backends::NAME,
+    Slots::NAME,
+    Addresses::NAME,
+    SourceRanges::NAME,
+    Devices::NAME,
+    Flows::NAME,
+    Affinities::NAME,
+    Sockets::NAME,
+    Fragments::NAME,
+    ServiceDrops::NAME,
+];
 
 impl Fills {
     /// So many entries of a table are in use.
@@ -75,6 +64,11 @@ impl Fills {
 
     /// Counts those that only the kernel writes to. The flow table is counted by its sweeps: that takes too long here.
     pub(super) fn count(&self, pins: &Pins) -> Result<(), TableError> {
+        for (table, capacity) in
+            table_capacities(pins)?.into_iter().filter(|(table, _)| FILLED.contains(table))
+        {
+            set(&self.capacities.get_or_create(&[("table", table)]), capacity as usize);
+        }
         self.set(ServiceDrops::NAME, PerCpuHashTable::<ServiceDrops>::open(pins)?.count()?);
         self.set(Affinities::NAME, HashTable::<Affinities>::open(pins)?.count()?);
         self.set(Sockets::NAME, HashTable::<Sockets>::open(pins)?.count()?);

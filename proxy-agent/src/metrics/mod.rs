@@ -6,6 +6,7 @@
 //! Names that begin with `kubeproxy_` mean what they mean in kube-proxy (MET); all others are Sluice's own.
 
 mod api;
+mod audits;
 mod exposition;
 mod kernel;
 mod process;
@@ -23,6 +24,7 @@ use crate::datapath::Pins;
 
 pub use self::{
     api::{ApiMetrics, KindMetrics},
+    audits::Verdict,
     exposition::{Exposition, Format},
     rounds::{Devices, LoopMetrics, Standing},
     servers::{EventMetrics, HealthMetrics},

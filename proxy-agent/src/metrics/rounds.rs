@@ -15,7 +15,10 @@ use prometheus_client::{
 use proxy_common::tables::{Devices as DevicesTable, Flows, Table as _};
 use proxy_model::{ChangeCounts, Family as IpFamily, NoLocalEndpoints, Trigger, Troubles};
 
-use super::{ByFamily, Histograms, Labels, ip_family, kernel::Fills, latency_buckets, work_buckets};
+use super::{
+    ByFamily, Histograms, Labels, Verdict, audits::Audits, ip_family, kernel::Fills, latency_buckets,
+    work_buckets,
+};
 use crate::datapath::{Pressure, Sweep};
 
 /// A number of seconds.
@@ -39,12 +42,15 @@ pub struct LoopMetrics {
     synced: Gauge,
     failing_writes: Gauge,
     troubles: Family<Labels<1>, Gauge>,
+    unfit: Family<Labels<1>, Gauge>,
     devices: Family<Labels<1>, Gauge>,
     socket_programs: Gauge,
     lost_programs: Counter,
+    refused_programs: Gauge,
     sweeps: Histogram,
     sweep_removals: Counter,
     pressure: Gauge,
+    audits: Audits,
     pub(super) fills: Fills,
 }
 
@@ -67,6 +73,8 @@ pub struct Standing {
     pub devices: Devices,
     /// Programs for sockets that are attached.
     pub socket_programs: usize,
+    /// Service ports that found no room, by table.
+    pub unfit: [(&'static str, usize); 5],
 }
 
 /// Numbers of devices.
@@ -100,12 +108,15 @@ impl Default for LoopMetrics {
             synced: Gauge::default(),
             failing_writes: Gauge::default(),
             troubles: Family::default(),
+            unfit: Family::default(),
             devices: Family::default(),
             socket_programs: Gauge::default(),
             lost_programs: Counter::default(),
+            refused_programs: Gauge::default(),
             sweeps: work_buckets(),
             sweep_removals: Counter::default(),
             pressure: Gauge::default(),
+            audits: Audits::default(),
             fills: Fills::default(),
         }
     }
@@ -143,6 +154,16 @@ impl LoopMetrics {
         self.lost_programs.inc_by(devices as u64);
     }
 
+    /// The kernel has refused so many programs.
+    pub fn refused(&self, programs: usize) {
+        set(&self.refused_programs, programs);
+    }
+
+    /// An audit of the tables is over.
+    pub fn audited(&self, verdict: &Verdict, wall: Timestamp) {
+        self.audits.note(verdict, wall);
+    }
+
     /// The flow table was swept.
     pub fn swept(&self, sweep: &Sweep, took: Duration) {
         self.sweeps.observe(took.as_secs_f64());
@@ -166,6 +187,7 @@ impl LoopMetrics {
             table_entries,
             devices,
             socket_programs,
+            unfit,
         } = *standing;
         set(&self.synced, usize::from(is_synced));
         self.service_changes.inner().store(changes.services, Ordering::Relaxed);
@@ -185,6 +207,9 @@ impl LoopMetrics {
             ("services_without_room", troubles.services_without_room),
         ] {
             set(&self.troubles.get_or_create(&[("what", what)]), count);
+        }
+        for (table, ports) in unfit {
+            set(&self.unfit.get_or_create(&[("table", table)]), ports);
         }
         set(&self.failing_writes, failing_writes);
         let Devices { attached, skipped, unfinished, rows } = devices;
@@ -215,9 +240,13 @@ impl LoopMetrics {
             "Objects with a part that cannot be used, service ports that lack a frontend or room, Services without room",
             self.troubles.clone(),
         );
+        let help = "Service ports that a table has no room for; they stay as they were";
+        registry.register("sluice_unfit_service_ports", help, self.unfit.clone());
         registry.register("sluice_devices", "Network devices by what became of them", self.devices.clone());
         let help = "Devices that somebody has taken the programs off";
         registry.register("sluice_lost_programs", help, self.lost_programs.clone());
+        let help = "Programs that the kernel has refused, and that those of an earlier agent stand in for";
+        registry.register("sluice_refused_programs", help, self.refused_programs.clone());
         let help = "Programs that are attached to sockets";
         registry.register("sluice_socket_programs", help, self.socket_programs.clone());
         registry.register(
@@ -229,6 +258,7 @@ impl LoopMetrics {
         registry.register("sluice_flow_sweep_removals", help, self.sweep_removals.clone());
         let help = "How the flow table is for room: 0 well, 1 filling up, 2 short";
         registry.register("sluice_flow_pressure", help, self.pressure.clone());
+        self.audits.register(registry);
         self.fills.register(registry);
     }
 

@@ -1,32 +1,35 @@
 //! The audit: at intervals, the agent reads back what it has written, a part at a time, and puts right what differs.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use proxy_common::tables::{Devices, Settings as SettingsTable, Table as _};
 use proxy_model::{Audit, Model};
 use tracing::{debug, warn};
 
 use super::{placing::Placing, settings::Settings, telling::describe};
-use crate::datapath::{KernelTables, TableError};
+use crate::{datapath::KernelTables, metrics::Verdict};
 
 /// Entries looked at before anything else gets its turn: about a millisecond's worth.
 const PART: usize = 1024;
 
 /// When the tables are audited, and how far that is.
 pub(super) struct Auditing {
-    interval: Duration,
-    next: Instant,
+    interval: Option<Duration>,
+    next: Option<Instant>,
     under_way: Option<Audit>,
 }
 
 impl Auditing {
-    /// The first audit is due after an interval.
-    pub(super) fn every(interval: Duration) -> Self {
-        Self { interval, next: Instant::now() + interval, under_way: None }
+    /// The first audit is due after an interval; `None`: there is none.
+    pub(super) fn every(interval: Option<Duration>) -> Self {
+        Self { interval, next: after(interval), under_way: None }
     }
 
     /// When there is something to do.
-    pub(super) const fn due(&self) -> Instant {
+    pub(super) const fn due(&self) -> Option<Instant> {
         self.next
     }
 
@@ -37,18 +40,19 @@ impl Auditing {
         tables: &mut KernelTables,
         settings: &mut Settings,
         placing: &mut Placing,
-    ) {
+    ) -> Option<Verdict> {
         match self.part(model, tables) {
-            Ok(None) => {}
-            Ok(Some(audit)) => {
-                self.next = Instant::now() + self.interval;
-                finish(&audit, settings, placing);
+            Ok(audit) => {
+                let audit = audit?;
+                self.next = after(self.interval);
+                Some(finish(&audit, settings, placing))
             }
             Err(failure) => {
                 // What the audit was about to look at, the next one will.
                 self.under_way = None;
-                self.next = Instant::now() + self.interval;
+                self.next = after(self.interval);
                 warn!("{failure}; the audit of the tables is given up until the next one");
+                Some(Verdict { repaired: BTreeMap::new(), is_complete: false })
             }
         }
     }
@@ -60,7 +64,7 @@ impl Auditing {
             None => match model.begin_audit(tables).map_err(|failure| describe(&failure))? {
                 Some(audit) => audit,
                 None => {
-                    self.next = Instant::now() + self.interval;
+                    self.next = after(self.interval);
                     return Ok(None);
                 }
             },
@@ -74,27 +78,32 @@ impl Auditing {
     }
 }
 
-fn finish(audit: &Audit, settings: &mut Settings, placing: &mut Placing) {
+fn after(interval: Option<Duration>) -> Option<Instant> {
+    Instant::now().checked_add(interval?)
+}
+
+fn finish(audit: &Audit, settings: &mut Settings, placing: &mut Placing) -> Verdict {
     let own = [
         (SettingsTable::NAME, settings.audit().map(|is_right| usize::from(!is_right))),
         (Devices::NAME, placing.audit()),
     ];
     let found = audit.repaired().iter().map(|&(table, count)| (table, Ok(count)));
-    let mut is_right = true;
+    let mut verdict = Verdict { repaired: BTreeMap::new(), is_complete: true };
     for (table, result) in found.chain(own) {
-        is_right &= tell(table, result);
+        match result {
+            Ok(0) => {}
+            Ok(entries) => {
+                warn!(table, entries, "somebody has changed the table; what was written is restored");
+                *verdict.repaired.entry(table).or_default() += entries;
+            }
+            Err(error) => {
+                warn!("{}; the table is not audited", crate::report(&error));
+                verdict.is_complete = false;
+            }
+        }
     }
-    if is_right {
+    if verdict.is_sound() {
         debug!(entries = audit.examined(), "audited the tables: they contain what was written");
     }
-}
-
-/// Returns whether the table was as it should be.
-fn tell(table: &str, result: Result<usize, TableError>) -> bool {
-    match result {
-        Ok(0) => return true,
-        Ok(entries) => warn!(table, entries, "somebody has changed the table; what was written is restored"),
-        Err(error) => warn!("{}; the table is not audited", crate::report(&error)),
-    }
-    false
+    verdict
 }

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_common::tables::{Flows, Table as _};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
 
@@ -57,7 +56,7 @@ impl Agent {
 
     /// Told once: between high and low pressure the table may go up and down with every sweep.
     fn note_pressure(&mut self, sweep: &Sweep) {
-        let (left, capacity) = (sweep.left, Flows::CAPACITY);
+        let (left, capacity) = (sweep.left, sweep.capacity);
         self.pressure = sweep.pressure();
         match self.pressure {
             Pressure::High if !self.is_short_of_room => {

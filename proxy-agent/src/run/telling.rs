@@ -12,7 +12,7 @@ use crate::{
     events::{Event, Events},
     health::{Clock, Progress},
     http::{CheckAddresses, CheckUpdate},
-    metrics::{LoopMetrics, Standing},
+    metrics::{LoopMetrics, Standing, Verdict},
 };
 
 /// What is done for a Service, as Events call it.
@@ -122,7 +122,7 @@ impl Telling {
         let PlanError { port, reason } = problem;
         let word = match reason {
             Misfit::FrontendTaken { .. } => "AddressTaken",
-            Misfit::NoServiceId | Misfit::NoBackendId { .. } | Misfit::NoSlots { .. } => "NoRoom",
+            Misfit::NoRoom { .. } => "NoRoom",
             Misfit::NameTooLong => "NameTooLong",
         };
         let event = Event::warning(word, ACTION, problem.to_string()).everywhere();
@@ -183,9 +183,25 @@ impl Telling {
         self.outlets.metrics.stand(standing);
     }
 
+    /// An audit is over.
+    pub(super) fn audited(&self, verdict: &Verdict) {
+        self.outlets.metrics.audited(verdict, Timestamp::now());
+    }
+
     /// The flow table was swept.
     pub(super) fn swept(&self, sweep: &Sweep, took: Duration) {
         self.outlets.metrics.swept(sweep, took);
+    }
+
+    /// The kernel has refused these programs, and earlier ones stand in for them.
+    pub(super) fn refused(&self, programs: impl Iterator<Item = &'static str>) {
+        let programs: Vec<_> = programs.collect();
+        self.outlets.metrics.refused(programs.len());
+        self.outlets.progress.send_if_modified(|progress| {
+            let is_news = progress.refused != programs;
+            progress.refused = programs;
+            is_news
+        });
     }
 
     /// Somebody has taken the programs off so many devices.

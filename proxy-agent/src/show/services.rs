@@ -13,13 +13,14 @@ use proxy_common::{
     drop::DropReason,
     frontend::{Frontend, FrontendFlags, FrontendKey, ServiceId, SlotRun},
     ranges::SourceRange,
-    tables::{
-        Addresses, Backends, Frontends, ServiceDrops, ServiceNames, ServiceTraffic, Slots, SourceRanges,
-    },
+    tables::{Addresses, Backends, Frontends, ServiceDrops, ServiceTraffic, Slots, SourceRanges},
 };
 use serde::Serialize;
 
-use super::ShowError;
+use super::{
+    ShowError,
+    names::{Names, ServiceFilter},
+};
 use crate::datapath::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, Pins, TableError, TrieTable};
 
 /// All services in the kernel.
@@ -109,14 +110,18 @@ pub struct BackendRow {
     pub state: String,
 }
 
-/// Reads them from the kernel.
-pub fn services(pins: &Pins) -> Result<Services, ShowError> {
+/// Reads them from the kernel, or those that the filter admits.
+pub(super) fn services(pins: &Pins, filter: Option<&ServiceFilter>) -> Result<Services, ShowError> {
     let reader = Reader::open(pins)?;
-    let names = HashTable::<ServiceNames>::open(pins)?;
+    let names = Names::read(pins)?;
+    let chosen = names.chosen(filter)?;
     let traffic = PerCpuTable::<ServiceTraffic>::open(pins)?;
     let mut rows = BTreeMap::<ServiceId, ServiceRow>::new();
     for entry in HashTable::<Frontends>::open(pins)?.entries() {
         let (key, frontend) = entry?;
+        if chosen.as_ref().is_some_and(|chosen| !chosen.contains(&frontend.service)) {
+            continue;
+        }
         rows.entry(frontend.service).or_default().frontends.push(reader.frontend(&key, &frontend)?);
     }
     for entry in TrieTable::<SourceRanges>::open(pins)?.entries() {
@@ -133,8 +138,7 @@ pub fn services(pins: &Pins) -> Result<Services, ShowError> {
         }
     }
     for (id, row) in &mut rows {
-        let name = names.get(id)?;
-        row.finish(*id, name.as_ref().map(|name| &name[..]), &traffic.get(id.0)?);
+        row.finish(*id, names.of(*id), &traffic.get(id.0)?);
     }
     let mut services: Vec<_> = rows.into_values().collect();
     services.sort_by(|a, b| a.name.cmp(&b.name));
@@ -143,9 +147,9 @@ pub fn services(pins: &Pins) -> Result<Services, ShowError> {
 
 impl ServiceRow {
     /// Fills in what belongs to the service as a whole, and puts the rest in order.
-    fn finish(&mut self, id: ServiceId, name: Option<&[u8]>, traffic: &[ServiceCounters]) {
+    fn finish(&mut self, id: ServiceId, name: String, traffic: &[ServiceCounters]) {
         self.id = id.0;
-        self.name = name.map_or_else(|| format!("(unnamed, id {})", id.0), text);
+        self.name = name;
         self.frontends.sort_by_key(|frontend| (frontend.kind, frontend.address));
         self.source_ranges.sort();
         let sum = traffic.iter().copied().fold(ServiceCounters::default(), ServiceCounters::plus);
@@ -179,13 +183,6 @@ impl Reader {
         let Frontend { service: _, flags, affinity, slots, outside } = *frontend;
         let address = SocketAddr::new(key.address.to_ip(), key.port.to_host());
         let facts = self.addresses.get(&key.address)?.unwrap_or_default();
-        let kind = if address.ip().is_unspecified() {
-            FrontendKind::NodePort
-        } else if facts.contains(AddressFlags::CLUSTER_IP) {
-            FrontendKind::ClusterIp
-        } else {
-            FrontendKind::External
-        };
         let outside = if flags.contains(FrontendFlags::BY_ORIGIN) {
             Some(Outside {
                 without_backends: without_backends(flags, FrontendFlags::DROP_OUTSIDE_WHEN_EMPTY),
@@ -197,7 +194,7 @@ impl Reader {
         Ok(FrontendRow {
             address,
             protocol: format!("{:?}", key.protocol),
-            kind,
+            kind: kind_of(key, facts),
             flags: flags.names().collect(),
             affinity_seconds: affinity,
             without_backends: without_backends(flags, FrontendFlags::DROP_WHEN_EMPTY),
@@ -224,18 +221,23 @@ impl Reader {
     }
 }
 
+/// What kind of address a frontend is, at an address of which these facts are known.
+pub(super) fn kind_of(key: &FrontendKey, facts: AddressFlags) -> FrontendKind {
+    if key.is_node_port() {
+        FrontendKind::NodePort
+    } else if facts.contains(AddressFlags::CLUSTER_IP) {
+        FrontendKind::ClusterIp
+    } else {
+        FrontendKind::External
+    }
+}
+
 fn without_backends(flags: FrontendFlags, silent: FrontendFlags) -> &'static str {
     if flags.contains(silent) { "dropped" } else { "refused" }
 }
 
-/// The name up to its padding.
-fn text(name: &[u8]) -> String {
-    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-    String::from_utf8_lossy(&name[..end]).into_owned()
-}
-
 /// A source range as people write it.
-fn cidr(range: &SourceRange) -> String {
+pub(super) fn cidr(range: &SourceRange) -> String {
     let ip = range.data.address.to_ip();
     let whole = SourceRange::of(range.data.service, range.data.address).prefix_length;
     let bits = match ip {

@@ -16,22 +16,26 @@ use proxy_common::{
     drop::DropReason,
     flow::Direction,
     frontend::ServiceId,
+    misfit::Misfit,
     tables::{
-        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages, Pods,
-        ServiceDrops, ServiceNames, Settings, Sockets, SourceRanges, Table, XdpDevices,
+        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Misfits, Passages,
+        Pods, ServiceDrops, ServiceNames, Settings, Sockets, SourceRanges, Table, XdpDevices,
     },
     xdp::{Passage, XdpDevice, XdpStand},
 };
+use proxy_model::ServicePortName;
 use serde::Serialize;
 
+pub(super) use pods::pod_name;
 pub use pods::{PodRow, PodStatus};
+pub(super) use print::explanation;
 pub use sockets::{MissingHook, SocketHookRow, SocketStatus};
 
 use super::ShowError;
 use crate::{
     datapath::{
         ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, Pins, Program, TableError, TrieTable,
-        pinned_hooks, xdp_hooks,
+        pinned_hooks, table_capacities, xdp_hooks,
     },
     devices::{self, Class, Device, Inventory, Skip, placement},
 };
@@ -51,6 +55,8 @@ pub struct Status {
     pub sockets: SocketStatus,
     /// Tables and how full they are.
     pub tables: Vec<TableRow>,
+    /// Service ports that do not fit, as the agent last knew. They are served as they were, if they were.
+    pub misfits: Vec<MisfitRow>,
     /// Flows through services by state.
     pub flows: BTreeMap<&'static str, u64>,
     /// Flows whose sources are rewritten as they leave the node.
@@ -108,8 +114,19 @@ pub struct TableRow {
     pub capacity: u32,
 }
 
+/// A service port that does not fit.
+#[derive(Debug, Serialize)]
+pub struct MisfitRow {
+    /// The service port.
+    pub service_port: String,
+    /// The table that is full.
+    pub table: String,
+    /// How many more entries it was to have.
+    pub wanted: u32,
+}
+
 /// Reads it from the kernel.
-pub fn status(pins: &Pins) -> Result<Status, ShowError> {
+pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
     let mut flows = BTreeMap::new();
     let mut rewritten_sources = 0;
     let mut entries = 0;
@@ -140,6 +157,12 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
     // It is a hint; what follows is worth showing without it.
     let others = pins.others().unwrap_or_default();
     let devices = attached(pins)?;
+    let capacities = table_capacities(pins)?;
+    let row = |name, used| {
+        let capacity =
+            capacities.iter().find(|(table, _)| *table == name).map_or(0, |(_, capacity)| *capacity);
+        TableRow { name, used, capacity }
+    };
     let not_attached = devices::list().map(|all| bare(&all, &devices)).unwrap_or_default();
     Ok(Status {
         pins: pins.root().display().to_string(),
@@ -148,19 +171,20 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
         not_attached,
         sockets: sockets::sockets(pins, settings.as_ref())?,
         tables: vec![
-            hash_row::<ServiceNames>(pins)?,
-            hash_row::<Frontends>(pins)?,
-            row::<Backends>(backends),
-            hash_row::<Addresses>(pins)?,
-            row::<SourceRanges>(count(TrieTable::<SourceRanges>::open(pins)?.entries())?),
-            hash_row::<Devices>(pins)?,
-            row::<Flows>(entries),
-            hash_row::<Affinities>(pins)?,
-            hash_row::<Sockets>(pins)?,
-            hash_row::<Pods>(pins)?,
-            hash_row::<Fragments>(pins)?,
-            row::<ServiceDrops>(count(PerCpuHashTable::<ServiceDrops>::open(pins)?.entries())?),
+            row(ServiceNames::NAME, used::<ServiceNames>(pins)?),
+            row(Frontends::NAME, used::<Frontends>(pins)?),
+            row(Backends::NAME, backends),
+            row(Addresses::NAME, used::<Addresses>(pins)?),
+            row(SourceRanges::NAME, count(TrieTable::<SourceRanges>::open(pins)?.entries())?),
+            row(Devices::NAME, used::<Devices>(pins)?),
+            row(Flows::NAME, entries),
+            row(Affinities::NAME, used::<Affinities>(pins)?),
+            row(Sockets::NAME, used::<Sockets>(pins)?),
+            row(Pods::NAME, used::<Pods>(pins)?),
+            row(Fragments::NAME, used::<Fragments>(pins)?),
+            row(ServiceDrops::NAME, count(PerCpuHashTable::<ServiceDrops>::open(pins)?.entries())?),
         ],
+        misfits: misfits(pins)?,
         flows,
         rewritten_sources,
         source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
@@ -169,12 +193,23 @@ pub fn status(pins: &Pins) -> Result<Status, ShowError> {
     })
 }
 
-fn row<T: Table>(used: u64) -> TableRow {
-    TableRow { name: T::NAME, used, capacity: T::CAPACITY }
+fn used<T: Table>(pins: &Pins) -> Result<u64, TableError> {
+    count(HashTable::<T>::open(pins)?.entries())
 }
 
-fn hash_row<T: Table>(pins: &Pins) -> Result<TableRow, TableError> {
-    Ok(row::<T>(count(HashTable::<T>::open(pins)?.entries())?))
+/// Service ports that found no room, in the order of their names.
+fn misfits(pins: &Pins) -> Result<Vec<MisfitRow>, TableError> {
+    let row = |misfit: Misfit| MisfitRow {
+        service_port: ServicePortName::from_row(&misfit.port)
+            .map_or_else(String::new, |port| port.to_string()),
+        table: misfit.table().to_owned(),
+        wanted: misfit.wanted,
+    };
+    let entries = HashTable::<Misfits>::open(pins)?;
+    let mut rows =
+        entries.entries().map(|entry| entry.map(|(_, misfit)| row(misfit))).collect::<Result<Vec<_>, _>>()?;
+    rows.sort_by(|a, b| a.service_port.cmp(&b.service_port));
+    Ok(rows)
 }
 
 fn count<T>(mut entries: impl Iterator<Item = Result<T, TableError>>) -> Result<u64, TableError> {

@@ -12,7 +12,7 @@ use crate::{
     tuple::{Endpoint, Protocol},
 };
 
-use super::{Packet, Tables, stays, transition};
+use super::{FlowRef as _, Packet, Tables, stays};
 
 /// The sockets of the node, as the hook sees them.
 pub trait Listeners {
@@ -46,7 +46,9 @@ pub(super) fn is_for_process<T: Tables, L: Listeners>(tables: &T, listeners: &L,
         return false;
     }
     if let Some(flow) = tables.flow(key) {
-        if !is_datagram && stays(tables, packet, flow) && transition(tables, packet) {
+        let head = flow.head();
+        let goes_on = !is_datagram && !head.state.is_over() && !head.is_idle(tables.now());
+        if goes_on && stays(tables, packet, flow) {
             return false;
         }
         // Or the rest of the connection would follow it.

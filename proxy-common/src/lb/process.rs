@@ -2,7 +2,7 @@
 
 use crate::{
     addr::Addr,
-    backend::BackendId,
+    backend::{Backend, BackendId},
     config::{SocketFlags, SocketSettings},
     drop::DropReason,
     filter::AddressRoles,
@@ -33,8 +33,9 @@ pub struct Process {
 
 impl Process {
     /// As session affinity knows it: an address that no host can have, made of its namespace.
+    #[must_use]
     #[inline(always)]
-    pub(super) const fn client(&self) -> Addr {
+    pub const fn client(&self) -> Addr {
         let [low, high] = halves(self.namespace);
         Addr::from_v6_words([u32::MAX, u32::MAX, low, high])
     }
@@ -62,6 +63,10 @@ pub trait Sockets {
     fn set_socket(&self, key: &SocketKey, entry: &SocketEntry);
     /// What is known of the pod whose cgroup is at that level above the calling process.
     fn pod(&self, level: u8) -> Option<PodReasons>;
+
+    /// Tells whoever listens that a process was given a backend.
+    #[inline(always)]
+    fn tell_choice(&self, _process: &Process, _backend: &Backend) {}
 }
 
 /// The decision for a socket that connects, or a datagram that a socket sends to an address.
@@ -145,6 +150,7 @@ fn remember<T: Tables + Sockets>(tables: &T, process: &Process, key: &SocketKey,
         tables.set_socket(key, &entry(backend.end()));
     }
     tables.set_socket(&SocketKey::new(process.socket, backend.end(), View::BACKEND), &entry(process.end));
+    tables.tell_choice(process, &backend);
     Wish::Instead(backend.end())
 }
 

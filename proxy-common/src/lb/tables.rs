@@ -106,6 +106,10 @@ pub trait Tables {
     /// Counts a dropped packet of a service.
     fn count_drop(&self, service: ServiceId, reason: DropReason);
 
+    /// Tells whoever listens that the draft has become a flow, begun by a packet of a device.
+    #[inline(always)]
+    fn tell_flow(&self, _device: u32) {}
+
     /// [`reserve`] over these tables.
     #[inline(always)]
     fn reserve(&self, first: First) -> Found

@@ -17,6 +17,7 @@ use proxy_common::{
 };
 
 use crate::{
+    events,
     listeners::Listeners,
     maps::{self, Maps},
 };
@@ -122,14 +123,15 @@ pub(crate) fn towards<F: Family>(ctx: &SockAddrContext) -> i32 {
             set_end::<F>(raw, end);
             PROCEED
         }
-        Wish::Refused(reason) => fail(reason, REFUSED),
-        Wish::Forbidden(reason) => fail(reason, UNREACHABLE),
+        Wish::Refused(reason) => fail(&process, reason, REFUSED),
+        Wish::Forbidden(reason) => fail(&process, reason, UNREACHABLE),
     }
 }
 
 #[inline(always)]
-fn fail(reason: DropReason, error: i32) -> i32 {
+fn fail(process: &Process, reason: DropReason, error: i32) -> i32 {
     maps::count_drop(reason);
+    events::refusal(process, reason);
     // SAFETY: a plain helper call.
     unsafe { bpf_set_retval(error) };
     FAIL

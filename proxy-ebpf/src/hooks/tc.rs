@@ -14,7 +14,7 @@ use proxy_common::{
 };
 
 use crate::{
-    fragment, icmp,
+    events, fragment, icmp,
     listeners::Listeners,
     maps::{self, Maps},
     packet::Note as _,
@@ -29,23 +29,13 @@ const IPV4: u32 = EtherType::Ipv4 as u32;
 const IPV6: u32 = EtherType::Ipv6 as u32;
 
 /// Runs the hook on a packet and returns the tc action. `LINK` is the length of the link header.
-#[inline(always)]
-pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
-    match balance::<LINK>(ctx, hook) {
-        Ok(action) => action,
-        Err(reason) => {
-            maps::count_drop(reason);
-            TC_ACT_SHOT
-        }
-    }
-}
-
+///
 /// Parse, decide, rewrite. Headers differ by family, the decision does not: it stands here once.
 #[inline(always)]
-fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropReason> {
+pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
     let family = ctx.skb.protocol();
     if family != IPV4 && family != IPV6 || ctx.is_tagged() {
-        return Ok(NEXT);
+        return NEXT;
     }
     // A driver may leave headers in fragments; what the packet does not have cannot be pulled.
     let linear = ctx.data_end().wrapping_sub(ctx.data());
@@ -53,7 +43,7 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
         && linear < ctx.len() as usize
         && ctx.pull_data(ctx.len().min(HEADERS as u32)).is_err()
     {
-        return Ok(NEXT);
+        return NEXT;
     }
     let content = match family {
         IPV4 => parse::parse::<_, Ipv4>(ctx, LINK, hook),
@@ -62,18 +52,20 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
     let mut parsed = match content {
         Some(Content::Transport(parsed)) => parsed,
         Some(Content::Other) => {
-            return Ok(match family {
+            return match family {
                 IPV4 => without_ports::<Ipv4, LINK>(ctx, hook),
                 _ => without_ports::<Ipv6, LINK>(ctx, hook),
-            });
+            };
         }
-        None => return Ok(NEXT),
+        None => return NEXT,
     };
     if parsed.part != Part::Whole && !fragment::complete(&mut parsed, ctx.is_masqueraded()) {
         let FlowKey { source, destination, .. } = &parsed.packet.key;
         return match lb::without_ports(&Maps, source, destination) {
-            Verdict::Refuse(_) if hook == Hook::INGRESS => Err(DropReason::OrphanFragment),
-            _ => Ok(NEXT),
+            Verdict::Refuse(_) if hook == Hook::INGRESS => {
+                dropped(&parsed.packet, DropReason::OrphanFragment)
+            }
+            _ => NEXT,
         };
     }
     let verdict = match hook {
@@ -81,16 +73,16 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
         _ => lb::egress(&Maps, &parsed.packet, ctx.is_masqueraded()),
     };
     let new = match verdict {
-        Verdict::Pass => return Ok(NEXT),
-        Verdict::Drop(reason) => return Err(reason),
+        Verdict::Pass => return NEXT,
+        Verdict::Drop(reason) => return dropped(&parsed.packet, reason),
         Verdict::Refuse(reason) => {
             let length = refuse::quotation(&parsed);
             let answered = match family {
                 IPV4 => refuse::refuse::<Ipv4, LINK>(ctx, length),
                 _ => refuse::refuse::<Ipv6, LINK>(ctx, length),
             };
-            maps::count_drop(reason);
-            return Ok(answered.unwrap_or(TC_ACT_SHOT));
+            let action = dropped(&parsed.packet, reason);
+            return answered.unwrap_or(action);
         }
         Verdict::Reset(reason) => {
             let transport = parsed.transport;
@@ -100,8 +92,8 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
                 IPV4 => reset::reset::<Ipv4, LINK>(ctx, transport),
                 _ => reset::reset::<Ipv6, LINK>(ctx, transport),
             };
-            maps::count_drop(reason);
-            return Ok(answered.unwrap_or(TC_ACT_SHOT));
+            let action = dropped(&parsed.packet, reason);
+            return answered.unwrap_or(action);
         }
         Verdict::Rewrite(new) => new,
     };
@@ -115,12 +107,22 @@ fn balance<const LINK: usize>(ctx: &TcContext, hook: Hook) -> Result<i32, DropRe
         Hook::EGRESS if ctx.is_masqueraded() => ctx.done(),
         _ => {}
     }
-    match family {
+    let rewritten = match family {
         IPV4 => rewrite::rewrite::<_, Ipv4>(ctx, &parsed, &new),
         _ => rewrite::rewrite::<_, Ipv6>(ctx, &parsed, &new),
+    };
+    match rewritten {
+        Some(()) => NEXT,
+        None => dropped(&parsed.packet, DropReason::RewriteFailed),
     }
-    .map(|()| NEXT)
-    .ok_or(DropReason::RewriteFailed)
+}
+
+/// Counts a dropped packet, tells whoever listens, and returns the action.
+#[inline(always)]
+fn dropped(packet: &lb::Packet, reason: DropReason) -> i32 {
+    maps::count_drop(reason);
+    events::dropped(&packet.key, reason, packet.device);
+    TC_ACT_SHOT
 }
 
 /// A packet of a protocol without ports: an ICMP error about a flow, a ping to a service, or none of Sluice's business.

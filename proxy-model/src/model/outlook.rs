@@ -7,9 +7,10 @@ use proxy_common::tables::{Addresses, Backends, Frontends, ServiceNames, Slots, 
 use super::{Model, Stage};
 use crate::{
     change::ObjectName,
+    error::Misfit,
     health::{HealthCheck, HealthCheckName},
     journal::{ChangeCounts, Trigger},
-    name::Family,
+    name::{Family, ServicePortName},
     options::NodePortAddresses,
     silence::NoLocalEndpoints,
 };
@@ -116,6 +117,16 @@ impl Model {
             service_ports: self.problems.len(),
             services_without_room: self.unfit.len(),
         }
+    }
+
+    /// The service ports that a table has no room for, with its name and how many more entries were wanted.
+    pub fn unfit_ports(&self) -> impl Iterator<Item = (&ServicePortName, &'static str, usize)> {
+        self.problems.iter().flat_map(|(port, reasons)| {
+            reasons.iter().filter_map(move |reason| match *reason {
+                Misfit::NoRoom { table, wanted } => Some((port, table, wanted)),
+                _ => None,
+            })
+        })
     }
 
     /// How many entries of each table that the model fills are in use, by the table's name.

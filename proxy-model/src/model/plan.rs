@@ -7,6 +7,8 @@ use std::{
 };
 
 use super::{Model, Stage};
+use proxy_common::tables::{ServiceNames, Table as _};
+
 use crate::{
     change::ObjectName,
     claims::of_service,
@@ -155,7 +157,7 @@ impl Model {
             let row = port.to_row().ok_or(Misfit::NameTooLong)?;
             let ids = tables.service_ids.take(1).unwrap_or_default();
             let &[id] = &ids[..] else {
-                return Err(Misfit::NoServiceId);
+                return Err(Misfit::NoRoom { table: ServiceNames::NAME, wanted: 1 });
             };
             let mut entry = Programmed::new(id, Counters::Stale);
             if let Err(error) = entry.aim(target, now, tables) {
@@ -175,7 +177,7 @@ impl Model {
     /// Replaces what is known to be wrong with a service port.
     fn note(&mut self, port: ServicePortName, problems: Vec<Misfit>, news: &mut Vec<PlanError>) {
         let before = self.problems.remove(&port).unwrap_or_default();
-        for reason in problems.iter().filter(|reason| !before.contains(reason)) {
+        for reason in problems.iter().filter(|reason| !before.iter().any(|known| known.is_like(reason))) {
             news.push(PlanError { port: port.clone(), reason: reason.clone() });
         }
         if !problems.is_empty() {

@@ -1,5 +1,7 @@
 //! Which endpoints are in which set, by the names of upstream's cases.
 
+mod told;
+
 use std::{num::NonZeroU16, sync::Arc};
 
 use k8s_openapi::api::core::v1::Node;
@@ -49,7 +51,7 @@ fn slice(endpoints: &[&str]) -> Slice {
         service: "web".to_owned(),
         family: Family::Ipv4,
         endpoints: endpoints.iter().map(|text| endpoint(text)).collect(),
-        ports: vec![port],
+        ports: [port].into(),
     }
 }
 
@@ -86,9 +88,22 @@ fn external(internal_policy: TrafficPolicy, policy: TrafficPolicy) -> ServicePor
     }
 }
 
-/// With all its frontends.
+/// With all its frontends. What is told about the endpoints is what was done with them.
 fn sets_of(port: &ServicePort, slices: &[Slice]) -> Sets {
-    choose(port, &port.frontends(true), slices.iter(), &node())
+    let sets = choose(port, &port.frontends(true), slices.iter(), &node());
+    for told in explain(port, &port.frontends(true), slices.iter(), &node()) {
+        let chosen = sets
+            .backends
+            .iter()
+            .find(|(at, _)| (at.ip, at.port.get()) == (told.address.ip(), told.address.port()));
+        let has = |set: Set| chosen.is_some_and(|(_, flags)| flags.contains(set.flag()));
+        assert_eq!(
+            (told.cluster_set.is_ok(), told.local_set.is_ok()),
+            (has(Set::Cluster), has(Set::Local)),
+            "{told:?}"
+        );
+    }
+    sets
 }
 
 /// Who is in a set.

@@ -6,6 +6,7 @@
 
 mod create;
 mod fault;
+mod hosted;
 mod respond;
 mod selector;
 mod serve;
@@ -13,7 +14,7 @@ mod store;
 
 use std::{
     io, mem,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -32,6 +33,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
 
 pub use fault::{Fault, Verb};
+pub use hosted::{Hang, HostedApi};
 
 use fault::Faults;
 use store::Store;
@@ -127,7 +129,12 @@ impl ApiServer {
     ///
     /// If there is no such port.
     pub async fn start() -> io::Result<Self> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// The same on an address of this thread's namespace.
+    async fn start_at(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let accepting = tokio::spawn(serve::accept(listener, Arc::clone(&shared)));

@@ -20,6 +20,8 @@ use super::{
 
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
+        // What a watch tells must not wait for the acknowledgement of what it told before.
+        stream.set_nodelay(true).ok();
         let connection = tokio::spawn(serve(stream, Arc::clone(&shared)));
         let mut connections = lock(&shared.connections);
         connections.retain(|connection| !connection.is_finished());

@@ -109,8 +109,12 @@ fn expect_consistent(shipped: &Shipped) {
     let mount = container.volume_mounts.iter().flatten().find(|mount| mount.name == "bpffs").unwrap();
     assert_eq!(pins.value.as_ref(), Some(&mount.mount_path));
     assert!(mount.read_only.is_none_or(|is_read_only| !is_read_only));
-    for probe in [&container.startup_probe, &container.readiness_probe, &container.liveness_probe] {
-        expect_probe(container, probe.as_ref().unwrap());
+    for (probe, path) in [
+        (&container.startup_probe, "/livez"),
+        (&container.readiness_probe, "/readyz"),
+        (&container.liveness_probe, "/livez"),
+    ] {
+        expect_probe(container, probe.as_ref().unwrap(), path);
     }
     // $(NAME) of a variable that does not exist would be passed on as it is.
     for argument in container.args.iter().flatten() {
@@ -131,9 +135,9 @@ fn expect_confined(shipped: &Shipped) {
     assert!(pod.host_pid.is_none() && pod.host_ipc.is_none());
 }
 
-fn expect_probe(container: &Container, probe: &Probe) {
+fn expect_probe(container: &Container, probe: &Probe, path: &str) {
     let get = probe.http_get.as_ref().unwrap();
-    assert_eq!(get.path.as_deref(), Some("/livez"));
+    assert_eq!(get.path.as_deref(), Some(path));
     let IntOrString::String(port) = &get.port else { panic!("{:?} has no name", get.port) };
     let mut ports = container.ports.iter().flatten();
     assert!(ports.any(|named| named.name.as_ref() == Some(port)), "no port is called {port}");

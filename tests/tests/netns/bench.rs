@@ -1,4 +1,4 @@
-//! The benchmark of sockets goes every way that it speaks of. How fast, is not a test's business.
+//! The benchmarks have a figure for everything that they speak of. How fast, is not a test's business.
 
 use std::{collections::BTreeSet, process::Command};
 
@@ -18,12 +18,50 @@ fn the_benchmark_of_sockets_has_a_figure_for_every_way() {
     if let Err(reason) = Threads::create("bench") {
         return unsupported(&reason);
     }
-    let measured = measure().and_then(|report| expect_all(&report).with_context(|| format!("{report:#}")));
+    let measured = measure(env!("CARGO_BIN_EXE_bench-sockets"))
+        .and_then(|report| expect_all(&report).with_context(|| format!("{report:#}")));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-fn measure() -> Result<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_bench-sockets"))
+#[test]
+fn the_benchmark_of_control_has_all_figures() {
+    if let Err(reason) = requirements() {
+        return skipped(&reason);
+    }
+    let measured = measure(env!("CARGO_BIN_EXE_bench-control"))
+        .and_then(|report| expect_control(&report).with_context(|| format!("{report:#}")));
+    measured.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn expect_control(report: &Value) -> Result<()> {
+    let rows = report["rows"].as_array().context("no rows")?;
+    ensure!(!rows.is_empty(), "nothing was measured");
+    for row in rows {
+        let figures = [
+            "/cold/from_start",
+            "/cold/from_lists",
+            "/cold/cpu",
+            "/again/from_start",
+            "/one_change/median",
+            "/one_change/p99",
+            "/one_change/max",
+            "/all_changes",
+            "/resident",
+            "/resident_peak",
+            "/tables",
+        ];
+        for figure in figures {
+            let found = row.pointer(figure).and_then(Value::as_f64).with_context(|| figure.to_owned())?;
+            ensure!(found > 0.0, "{figure}: {found}");
+        }
+        // An agent that has nothing to do may use less than a tick of the clock that CPU time is counted by.
+        ensure!(row["idle_cpu"].as_f64().is_some_and(|share| share >= 0.0), "idle_cpu");
+    }
+    Ok(())
+}
+
+fn measure(benchmark: &str) -> Result<Value> {
+    let output = Command::new(benchmark)
         .args(["--quick", "--json"])
         .env("SLUICE_BIN", agent::binary()?)
         .output()

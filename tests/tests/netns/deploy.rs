@@ -1,13 +1,12 @@
 //! What the shipped manifest lets the agent's container do is what the agent needs, no less and no more.
 
-use std::{collections::BTreeSet, fs};
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use sluice_tests::{
     agent::Agent,
     harness::Setup,
     netns::Namespace,
-    sandbox::Sandbox,
     service::Service,
     shipped::Shipped,
     topology::Family,
@@ -57,7 +56,7 @@ fn an_agent_with_the_capabilities_of_its_container_serves_traffic_and_needs_each
         // Nothing is left of an agent that had more.
         let agent = &mut agents.agents[0];
         agent.kill()?;
-        fs::remove_dir_all(Sandbox::shared()?.view(agent.bpffs())).context("remove the pins")?;
+        agent.forget_everything()?;
         for missing in &capabilities {
             expect_refusal(agent, &capabilities, missing)?;
         }

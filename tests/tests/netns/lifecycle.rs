@@ -19,13 +19,13 @@ use crate::Backend;
 const SOME: u64 = 50 << 20;
 
 /// Connections that were there before, whatever happens in between.
-struct Witnesses {
+pub(crate) struct Witnesses {
     pumps: Vec<Pump>,
     talks: Vec<Chatter>,
 }
 
 impl Witnesses {
-    fn start(from: &Namespace, service: &Service) -> Result<Self> {
+    pub(crate) fn start(from: &Namespace, service: &Service) -> Result<Self> {
         let mut witnesses = Self { pumps: Vec::new(), talks: Vec::new() };
         for (family, direction) in Family::ALL.into_iter().zip(Direction::ALL) {
             let open = || Connection::open(from, service.frontend(family), Source::AnyPort);
@@ -36,18 +36,18 @@ impl Witnesses {
         Ok(witnesses)
     }
 
-    fn expect_progress(&self, when: &'static str) -> Result<()> {
+    pub(crate) fn expect_progress(&self, when: &'static str) -> Result<()> {
         self.pumps.iter().try_for_each(|pump| pump.expect_more(SOME)).context(when)?;
         self.talks.iter().try_for_each(|talk| talk.expect_more(20)).context(when)
     }
 
-    fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         self.pumps.into_iter().try_for_each(|pump| pump.stop().map(drop))?;
         self.talks.into_iter().try_for_each(|talk| talk.stop().map(drop))
     }
 }
 
-fn new_connections(from: &Namespace, service: &Service) -> Result<()> {
+pub(crate) fn new_connections(from: &Namespace, service: &Service) -> Result<()> {
     for family in Family::ALL {
         for protocol in Protocol::ALL {
             let to = service.frontend(family);

@@ -5,12 +5,15 @@
 //! ([`fragments`]), from the nodes themselves and from pods by their sockets ([`sockets`], [`pods`]) or without
 //! ([`without_sockets`]); what the kernel connects by itself ([`kernel_clients`]), and who comes before a service at its address
 //! ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`],
-//! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`udp`],
-//! [`dns`], [`devices`], [`manifests`]), does it outlive the agent ([`lifecycle`]), also with the privileges of its container alone
+//! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`audit`], [`udp`],
+//! [`dns`], [`devices`], [`manifests`]), what if there is no room ([`capacity`]), does it outlive the agent ([`lifecycle`], [`undisturbed`]) and the API server ([`api_server`]), can it take over from kube-proxy ([`migrate`]), also with the privileges of its container alone
 //! ([`deploy`]), do packets go past the stack ([`xdp`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
-//! ([`demo`], [`bench`], [`status`])?
+//! ([`demo`], [`bench`], [`status`], [`show`])?
 
+mod api_server;
+mod audit;
 mod bench;
+mod capacity;
 mod configuration;
 mod demo;
 mod deploy;
@@ -28,6 +31,7 @@ mod lifecycle;
 mod load;
 mod manifests;
 mod metrics;
+mod migrate;
 mod nodeport;
 mod own_address;
 mod pods;
@@ -37,11 +41,13 @@ mod refuse;
 mod reset;
 mod sctp;
 mod shapes;
+mod show;
 mod sockets;
 mod source;
 mod spread;
 mod status;
 mod udp;
+mod undisturbed;
 mod unknown;
 mod upstream;
 mod without_sockets;

@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages,
-    Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table,
-    TableKind, XdpDevices,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
+    Frontends, Growth, LostEvents, Misfits, PLACES, Passages, Pods, Routes, ServiceDrops, ServiceNames,
+    ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind, XdpDevices,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -56,8 +56,15 @@ fn describe<T: Table>() -> (String, (MapType, usize, usize, usize)) {
         TableKind::LpmTrie => MapType::LpmTrie,
         TableKind::Array => MapType::Array,
         TableKind::PerCpuArray => MapType::PerCpuArray,
+        TableKind::Ring => MapType::RingBuf,
     };
     (T::NAME.to_owned(), (kind, size_of::<T::Key>(), size_of::<T::Value>(), T::CAPACITY as usize))
+}
+
+/// The array that programs find a table through.
+fn places<T: Table>() -> (String, (MapType, usize, usize, usize)) {
+    let Growth::Moved(array) = T::GROWTH else { panic!("{}", T::NAME) };
+    (array.to_owned(), (MapType::ArrayOfMaps, 4, 4, PLACES as usize))
 }
 
 #[test]
@@ -87,6 +94,13 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<XdpDevices>(),
             describe::<Routes>(),
             describe::<Passages>(),
+            describe::<EventLease>(),
+            describe::<Events>(),
+            describe::<LostEvents>(),
+            describe::<Misfits>(),
+            places::<Flows>(),
+            places::<Affinities>(),
+            places::<Sockets>(),
         ]
         .map(|(name, what)| (name, format!("{what:?}"))),
     );

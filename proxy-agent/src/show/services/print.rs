@@ -1,14 +1,15 @@
 //! The services for people.
 
 use super::{BackendRow, FrontendKind, FrontendRow, ServiceRow, Services};
-use crate::show::{Show, grid, lines, right};
+use crate::show::{Paint, Show, grid, lines, right};
 
 impl Show for Services {
-    fn table(&self) -> String {
+    fn table(&self, paint: Paint) -> String {
         if self.services.is_empty() {
             return "no services in the kernel".to_owned();
         }
-        let mut table = grid(["SERVICE", "FRONTEND", "BACKENDS", "FLOWS", "PACKETS", "REPLIES", "DROPS"]);
+        let mut table =
+            grid(["SERVICE", "FRONTEND", "BACKENDS", "FLOWS", "PACKETS", "REPLIES", "DROPS"], paint);
         right(&mut table, [3, 4, 5, 6]);
         for service in &self.services {
             let mut first = service.first_cells();
@@ -207,11 +208,11 @@ kube-system/dns:dns/UDP/IPv6       [fd00::1]:53                         none: dr
                                      affinity 10800 s
                                      this node's backends only
                                    *:30053                              10.244.2.7:8080";
-        assert_eq!(Services { services: vec![web, dns] }.table(), expected);
+        assert_eq!(Services { services: vec![web, dns] }.table(Paint::Plain), expected);
     }
 
     #[test]
     fn nothing_is_said_to_be_there() {
-        assert_eq!(Services { services: Vec::new() }.table(), "no services in the kernel");
+        assert_eq!(Services { services: Vec::new() }.table(Paint::Plain), "no services in the kernel");
     }
 }

@@ -96,10 +96,19 @@ impl PodStatus {
 
 impl PodRow {
     fn new(CgroupId(cgroup): CgroupId, entry: &PodEntry, by: &'static str) -> Self {
-        let end = entry.name.iter().position(|&byte| byte == 0).unwrap_or(entry.name.len());
-        let name = String::from_utf8_lossy(&entry.name[..end]).into_owned();
-        Self { name, cgroup, by, reason: entry.reason.only().map_or("none", PodReason::as_str) }
+        Self {
+            name: pod_name(entry),
+            cgroup,
+            by,
+            reason: entry.reason.only().map_or("none", PodReason::as_str),
+        }
     }
+}
+
+/// Namespace and name of a pod.
+pub(in crate::show) fn pod_name(entry: &PodEntry) -> String {
+    let end = entry.name.iter().position(|&byte| byte == 0).unwrap_or(entry.name.len());
+    String::from_utf8_lossy(&entry.name[..end]).into_owned()
 }
 
 /// Such as `3 by packets (opted-out 1, service-mesh 2)`.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use proxy_common::drop::DropReason;
 
 use super::{DeviceRow, Status};
-use crate::show::{Show, grid, lines, right};
+use crate::show::{Paint, Show, Tone, grid, lines, right};
 
 impl Show for Status {
-    fn table(&self) -> String {
+    fn table(&self, paint: Paint) -> String {
         let mut text = format!("pins     {}\n", self.pins);
         if !self.other_layouts.is_empty() {
             let others = self.other_layouts.join(", ");
@@ -24,12 +24,13 @@ impl Show for Status {
         }
         text += &self.sockets.lines();
         let sections = [
-            self.drop_table(),
-            self.device_table(),
-            self.bare_table(),
-            self.socket_table(),
-            self.missing_table(),
-            self.fill_table(),
+            self.drop_table(paint),
+            self.device_table(paint),
+            self.bare_table(paint),
+            self.socket_table(paint),
+            self.missing_table(paint),
+            self.fill_table(paint),
+            self.misfit_table(paint),
         ];
         for section in sections.into_iter().flatten() {
             text += &format!("\n{}\n", lines(&section));
@@ -39,8 +40,8 @@ impl Show for Status {
 }
 
 impl Status {
-    fn drop_table(&self) -> Option<comfy_table::Table> {
-        let mut table = grid(["DROPPED", "PACKETS", "BECAUSE"]);
+    fn drop_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["DROPPED", "PACKETS", "BECAUSE"], paint);
         right(&mut table, [1]);
         for reason in DropReason::ALL {
             let packets = self.drops.get(reason.as_str()).copied().unwrap_or_default();
@@ -51,17 +52,20 @@ impl Status {
         (!table.is_empty()).then_some(table)
     }
 
-    fn device_table(&self) -> Option<comfy_table::Table> {
-        let mut table = grid([
-            "DEVICE",
-            "INDEX",
-            "CLASS",
-            "SOURCE IPV4",
-            "SOURCE IPV6",
-            "INGRESS PROGRAM",
-            "EGRESS PROGRAM",
-            "XDP",
-        ]);
+    fn device_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(
+            [
+                "DEVICE",
+                "INDEX",
+                "CLASS",
+                "SOURCE IPV4",
+                "SOURCE IPV6",
+                "INGRESS PROGRAM",
+                "EGRESS PROGRAM",
+                "XDP",
+            ],
+            paint,
+        );
         right(&mut table, [1, 5, 6]);
         for row in &self.devices {
             table.add_row(row.cells());
@@ -69,17 +73,19 @@ impl Status {
         Some(table)
     }
 
-    fn bare_table(&self) -> Option<comfy_table::Table> {
-        let mut table = grid(["NOT ATTACHED", "INDEX", "REASON"]);
+    fn bare_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["NOT ATTACHED", "INDEX", "REASON"], paint);
         right(&mut table, [1]);
         for row in &self.not_attached {
-            table.add_row([row.name.as_str(), &row.index.to_string(), row.reason]);
+            let tone = if row.reason == "missing" { Tone::Bad } else { Tone::Good };
+            let name = if tone == Tone::Bad { Paint::cell(&row.name, tone) } else { row.name.clone().into() };
+            table.add_row([name, row.index.to_string().into(), row.reason.into()]);
         }
         (!table.is_empty()).then_some(table)
     }
 
-    fn socket_table(&self) -> Option<comfy_table::Table> {
-        let mut table = grid(["SOCKET HOOK", "PROGRAM"]);
+    fn socket_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["SOCKET HOOK", "PROGRAM"], paint);
         right(&mut table, [1]);
         for row in &self.sockets.hooks {
             let elsewhere = row.other_cgroup.as_ref().map(|cgroup| format!(" (cgroup {cgroup})"));
@@ -88,21 +94,32 @@ impl Status {
         (!table.is_empty()).then_some(table)
     }
 
-    fn missing_table(&self) -> Option<comfy_table::Table> {
-        let mut table = grid(["SOCKET HOOK NOT ATTACHED", "REASON"]);
+    fn missing_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["SOCKET HOOK NOT ATTACHED", "REASON"], paint);
         for row in &self.sockets.missing {
             table.add_row([row.name, row.reason.as_str()]);
         }
         (!table.is_empty()).then_some(table)
     }
 
-    fn fill_table(&self) -> Option<comfy_table::Table> {
-        let mut table = grid(["TABLE", "USED", "CAPACITY"]);
+    fn fill_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["TABLE", "USED", "CAPACITY"], paint);
         right(&mut table, [1, 2]);
         for row in &self.tables {
             table.add_row([row.name.to_owned(), row.used.to_string(), row.capacity.to_string()]);
         }
         Some(table)
+    }
+}
+
+impl Status {
+    fn misfit_table(&self, paint: Paint) -> Option<comfy_table::Table> {
+        let mut table = grid(["SERVICE PORT THAT DOES NOT FIT", "FULL TABLE", "WANTED"], paint);
+        right(&mut table, [2]);
+        for row in &self.misfits {
+            table.add_row([&row.service_port, &row.table, &row.wanted.to_string()]);
+        }
+        (!table.is_empty()).then_some(table)
     }
 }
 
@@ -137,7 +154,7 @@ fn list(counts: &BTreeMap<&str, u64>) -> String {
 }
 
 /// What a drop reason means to whoever runs the node.
-const fn explanation(reason: DropReason) -> &'static str {
+pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
     match reason {
         DropReason::NoBackend => "the service has no endpoint that is ready; clients are told",
         DropReason::FlowTableFull => "no room to remember another flow",
@@ -158,7 +175,7 @@ const fn explanation(reason: DropReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::show::{BareDevice, MissingHook, SocketStatus, TableRow};
+    use crate::show::{BareDevice, MisfitRow, MissingHook, SocketStatus, TableRow};
 
     #[test]
     fn people_see_what_is_there_and_why_packets_were_dropped() {
@@ -182,6 +199,11 @@ mod tests {
                 ..SocketStatus::example()
             },
             tables: vec![TableRow { name: "FLOWS", used: 6, capacity: 524_288 }],
+            misfits: vec![MisfitRow {
+                service_port: "default/web:http/TCP/IPv4".to_owned(),
+                table: "BACKENDS".to_owned(),
+                wanted: 3,
+            }],
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
             source_ports: 34_305,
@@ -221,7 +243,10 @@ SOCKET HOOK NOT ATTACHED  REASON
 sluice_connect4           no pin
 
 TABLE  USED  CAPACITY
-FLOWS     6    524288";
-        assert_eq!(status.table(), expected);
+FLOWS     6    524288
+
+SERVICE PORT THAT DOES NOT FIT  FULL TABLE  WANTED
+default/web:http/TCP/IPv4       BACKENDS         3";
+        assert_eq!(status.table(Paint::Plain), expected);
     }
 }
