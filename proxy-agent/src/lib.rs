@@ -20,6 +20,7 @@ pub mod events;
 pub mod health;
 pub mod http;
 pub mod kube_proxy;
+mod memory;
 pub mod metrics;
 pub mod ports;
 mod random;

@@ -6,6 +6,7 @@
 mod audit;
 mod bypass;
 mod layouts;
+mod options;
 mod placing;
 mod room;
 mod settings;
@@ -16,16 +17,13 @@ mod telling;
 
 use std::{
     future::Future,
+    mem,
     net::IpAddr,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use futures::{Stream, StreamExt as _};
-use proxy_common::{
-    config::{SocketFlags, SocketSettings},
-    pod::PodReasons,
-};
+use proxy_common::config::{SocketFlags, SocketSettings};
 use proxy_model::{Change, DetectLocal, Model};
 use tokio::{
     task::JoinSet,
@@ -43,16 +41,18 @@ use self::{
     telling::{Failing, Telling},
 };
 use crate::{
-    datapath::{
-        self, AttachError, Capacities, Datapath, KernelTables, LoadError, Pins, Pressure, Resizing,
-        TableError,
-    },
-    devices::{DeviceError, DeviceRules, Devices},
+    datapath::{self, Datapath, KernelTables, Pins, Pressure, Resizing},
+    devices::Devices,
+    memory,
     metrics::Standing,
-    ports::PortRange,
 };
 
-pub use self::{settings::ConntrackTimeouts, sockets::NamespaceError, telling::Outlets};
+pub use self::{
+    options::{Options, RunError, SocketOptions},
+    settings::ConntrackTimeouts,
+    sockets::NamespaceError,
+    telling::Outlets,
+};
 
 /// How long to wait before repeating what failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -60,61 +60,6 @@ const RETRY: Duration = Duration::from_secs(1);
 const BATCH: usize = 4096;
 /// How often the loop shows that it goes round, if nothing else happens.
 const BEAT: Duration = Duration::from_secs(10);
-
-/// What the agent runs with.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Directory of pins.
-    pub bpffs: PathBuf,
-    /// What decides about services.
-    pub model: proxy_model::Options,
-    /// What decides about devices.
-    pub devices: DeviceRules,
-    /// Where the API server takes NodePorts from.
-    pub node_ports: PortRange,
-    /// Who is served at sockets.
-    pub sockets: SocketOptions,
-    /// How long after an audit of the tables the next one begins; `None`: there are none.
-    pub audit_interval: Option<Duration>,
-    /// How long flows may be silent.
-    pub timeouts: ConntrackTimeouts,
-    /// How much the tables have room for.
-    pub capacities: Capacities,
-}
-
-/// Who is served at sockets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SocketOptions {
-    /// What is switched on.
-    pub flags: SocketFlags,
-    /// Reasons for which pods are served.
-    pub pods: PodReasons,
-    /// The cgroup whose processes are served; if there is none, nobody is.
-    pub cgroup: Option<PathBuf>,
-}
-
-/// Why the agent could not start, or cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The datapath could not be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// A table could not be used.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// Devices cannot be followed.
-    #[error(transparent)]
-    Devices(#[from] DeviceError),
-    /// Pins cannot be kept.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// Sockets cannot be served.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// The source of changes ended, which it never should.
-    #[error("the source of Services and EndpointSlices ended")]
-    SourceEnded,
-}
 
 /// Runs until `stop` completes. The datapath goes on working afterwards: maps and links stay pinned.
 pub async fn run(
@@ -213,6 +158,8 @@ struct Agent {
     addresses: Vec<IpAddr>,
     /// Whether the first full set of objects has been programmed.
     synced: bool,
+    /// Whether whole lists of objects have come in since memory was given back last.
+    has_listed: bool,
 }
 
 impl Agent {
@@ -253,6 +200,7 @@ impl Agent {
             is_short_of_room: false,
             addresses: Vec::new(),
             synced: false,
+            has_listed: false,
         })
     }
 
@@ -274,6 +222,7 @@ impl Agent {
 
     fn apply(&mut self, batch: Vec<Change>) {
         for change in batch {
+            self.has_listed |= change.is_list();
             for problem in self.model.apply(change) {
                 warn!("{problem}");
             }
@@ -314,6 +263,9 @@ impl Agent {
         }
         self.telling.end_round(failing, &mut self.model, &self.addresses);
         self.telling.stand(&self.standing());
+        if mem::take(&mut self.has_listed) {
+            memory::give_back();
+        }
     }
 
     /// How things stand.

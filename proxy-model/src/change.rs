@@ -69,3 +69,18 @@ pub enum Change {
     /// The cgroup of a pod came or went.
     PodCgroup(Event<PodCgroup, CgroupId>),
 }
+
+impl Change {
+    /// Whether it is everything there is of its kind.
+    #[must_use]
+    pub const fn is_list(&self) -> bool {
+        matches!(
+            self,
+            Self::Service(Event::Replace(_))
+                | Self::EndpointSlice(Event::Replace(_))
+                | Self::Node(Event::Replace(_))
+                | Self::Pod(Event::Replace(_))
+                | Self::PodCgroup(Event::Replace(_))
+        )
+    }
+}

@@ -14,8 +14,9 @@ use aya::programs::{
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
-    load::{Datapath, LoadError, Program},
+    load::{Datapath, LoadError},
     pins::{self, Pins},
+    program::Program,
 };
 use crate::devices::{Device, Ifindex, LinkHeader};
 

@@ -12,7 +12,7 @@ use std::{
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 use proxy_common::time::Ticks;
 
-use super::{load::Program, pins::Pins};
+use super::{pins::Pins, program::Program};
 
 /// Why there is no time.
 #[derive(Debug, thiserror::Error)]

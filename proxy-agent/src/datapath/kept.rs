@@ -12,8 +12,8 @@ use aya::{
 };
 
 use super::{
-    load::{Program, SocketProgram},
     pins::Pins,
+    program::{Program, SocketProgram},
 };
 
 /// Why a program could not be pinned.

@@ -10,8 +10,9 @@ use aya::{
 };
 
 use super::{
-    load::{Datapath, LoadError, OBJECT, Program, SocketProgram, XDP_PROGRAM},
+    load::{Datapath, LoadError, OBJECT},
     preflight::{self, PreflightError},
+    program::{Program, SocketProgram, XDP_PROGRAM},
 };
 
 /// Something that the kernel may have or not.

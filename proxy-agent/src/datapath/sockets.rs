@@ -13,8 +13,9 @@ use aya::programs::{
 };
 
 use super::{
-    load::{Datapath, LoadError, SocketProgram},
+    load::{Datapath, LoadError},
     pins::{self, Pins},
+    program::SocketProgram,
 };
 
 /// Why a program for sockets could not be attached, or detached.

@@ -12,8 +12,9 @@ use proxy_common::xdp::{XdpDevice, XdpStand};
 
 use super::{
     attach::{AttachError, Pinned, Unadopted, adopt, expect_same, pin, pinned, unpin},
-    load::{Datapath, LoadError, XDP_PROGRAM},
+    load::{Datapath, LoadError},
     pins::Pins,
+    program::XDP_PROGRAM,
 };
 use crate::devices::{Device, Ifindex};
 
