@@ -1,7 +1,7 @@
 //! Traffic of every kind that must not notice whatever is done meanwhile.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::ErrorKind,
     net::{SocketAddr, UdpSocket},
     sync::{
@@ -190,22 +190,21 @@ fn stream(socket: &UdpSocket, turns: &Turns, moves: &AtomicU64) -> Result<u64> {
         }
     }
     let until = Instant::now() + PATIENCE;
-    while (answers.numbers.len() as u64) < sent && Instant::now() < until {
+    while (answers.backends.len() as u64) < sent && Instant::now() < until {
         answers.take(socket)?;
         thread::sleep(PACE);
     }
-    let missing: Vec<_> = (0..sent).filter(|number| !answers.numbers.contains(number)).collect();
+    let missing: Vec<_> = (0..sent).filter(|number| !answers.backends.contains_key(number)).collect();
     ensure!(missing.is_empty(), "{} of {sent} datagrams were lost: {missing:?}", missing.len());
-    moves.fetch_add(answers.moves, Ordering::Relaxed);
+    moves.fetch_add(answers.moves(), Ordering::Relaxed);
     Ok(sent)
 }
 
 /// What came back on a stream.
 #[derive(Debug, Default)]
 struct Answers {
-    numbers: BTreeSet<u64>,
-    backend: String,
-    moves: u64,
+    /// Who answered, by the datagram's number.
+    backends: BTreeMap<u64, String>,
 }
 
 impl Answers {
@@ -216,17 +215,21 @@ impl Answers {
             let length = match socket.recv(&mut buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => bail!("after {} answers: {error}", self.numbers.len()),
+                Err(error) => bail!("after {} answers: {error}", self.backends.len()),
             };
             let mut words = std::str::from_utf8(&buffer[..length])?.split(' ');
             let backend = words.next().context("a name")?;
             let number = words.nth(1).context("a number")?.parse()?;
-            ensure!(self.numbers.insert(number), "datagram {number} was answered twice");
-            if self.backend != backend {
-                self.moves += u64::from(!self.backend.is_empty());
-                backend.clone_into(&mut self.backend);
-            }
+            let before = self.backends.insert(number, backend.to_owned());
+            ensure!(before.is_none(), "datagram {number} was answered twice");
         }
+    }
+
+    /// How often another backend answered than had answered the datagram before. Answers of two may overtake each other.
+    fn moves(&self) -> u64 {
+        let moved =
+            self.backends.values().zip(self.backends.values().skip(1)).filter(|(one, next)| one != next);
+        moved.count() as u64
     }
 }
 
