@@ -73,7 +73,10 @@ impl Bypass {
             return;
         }
         let stand = row.stand().map_or("unknown", XdpStand::as_str);
-        info!(device = device.name, xdp = stand, error, "packets of running flows past the stack");
+        // Nobody has to be told that what nobody asked for is not there.
+        if row.stand() != Some(XdpStand::Off) {
+            info!(device = device.name, xdp = stand, error, "packets of running flows past the stack");
+        }
         match self.table.put(&device.index.0, &row) {
             Ok(()) => drop(self.rows.insert(device.index, row)),
             // Only status misses it.

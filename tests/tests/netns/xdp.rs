@@ -166,6 +166,11 @@ fn virtual_devices_are_left_alone_unless_they_are_asked_for() {
                     .then_some(()))
             })
         };
+        is(agent, "off")?;
+        agent.terminate()?;
+        agent.tell(&["--xdp=auto"]);
+        agent.resume()?;
+        agent.wait_until_synced()?;
         is(agent, "not on virtual devices")?;
         agent.terminate()?;
         agent.tell(&["--xdp=native"]);
