@@ -124,23 +124,45 @@ impl Steady {
             let repeated = counters::syn_retransmissions(namespace)?;
             ensure!(repeated == 0, "{repeated} SYNs from {} were lost", namespace.name());
         }
-        let lost = self.lost_segments(new)?;
-        ensure!(lost == 0, "{lost} segments were lost");
+        // The other end may not have said yet that a segment came twice. Of one that was lost, it never will.
+        let mut lost = Lost::default();
+        wait_until("every segment that was repeated turns out to have arrived", || {
+            lost = self.lost_segments(new)?;
+            Ok((lost.segments() == 0).then_some(()))
+        })
+        .with_context(|| format!("{} segments were lost: {lost:?}", lost.segments()))?;
         Ok(passed)
     }
 
-    /// How many segments were lost, of all that were sent twice; `aborted` connections have been reset by clients.
-    fn lost_segments(&self, aborted: u64) -> Result<u64> {
+    /// What became of segments that were sent twice; `aborted` connections have been reset by clients.
+    fn lost_segments(&self, aborted: u64) -> Result<Lost> {
         let all = || self.clients.iter().chain(&self.servers);
         let repeated: u64 = all().map(counters::repeated_segments).sum::<Result<_>>()?;
         let needless: u64 = all().map(counters::needless_segments).sum::<Result<_>>()?;
         // One that comes late for a connection that was reset meanwhile is answered by another reset.
         let late = resets(&self.clients)?.saturating_sub(self.resets + aborted);
-        Ok(repeated.saturating_sub(needless + late))
+        Ok(Lost { repeated, needless, late })
     }
 
     fn workers(&self) -> impl Iterator<Item = &Worker> {
         [&self.open].into_iter().chain(&self.streams).chain(&self.new)
+    }
+}
+
+/// Segments that were sent twice, and those of them that need not have been.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lost {
+    repeated: u64,
+    /// The other end had it already, and said so.
+    needless: u64,
+    /// The connection had been reset before it came.
+    late: u64,
+}
+
+impl Lost {
+    /// How many were lost.
+    const fn segments(&self) -> u64 {
+        self.repeated.saturating_sub(self.needless + self.late)
     }
 }
 
