@@ -24,15 +24,6 @@ pub fn repeated_segments(namespace: &Namespace) -> Result<u64> {
     value(&read(namespace, "snmp")?, "Tcp:", "RetransSegs")
 }
 
-/// How many of them the other end has called needless, as the first one had arrived, only late (RFC 2883).
-///
-/// # Errors
-///
-/// If the kernel does not say.
-pub fn needless_segments(namespace: &Namespace) -> Result<u64> {
-    value(&read(namespace, "netstat")?, "TcpExt:", "TCPDSACKRecvSegs")
-}
-
 /// How many connections this namespace has reset so far.
 ///
 /// # Errors
@@ -42,13 +33,42 @@ pub fn resets_sent(namespace: &Namespace) -> Result<u64> {
     value(&read(namespace, "snmp")?, "Tcp:", "OutRsts")
 }
 
-/// A value of `/proc/net/netstat` or `snmp`: a line of names, then one of values, with one prefix.
+/// Everything that the kernel has counted of TCP here, in words: what a test says that does not know why.
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn tcp(namespace: &Namespace) -> Result<String> {
+    let (netstat, snmp) = (read(namespace, "netstat")?, read(namespace, "snmp")?);
+    let counters = counters(&netstat, "TcpExt:")?.chain(counters(&snmp, "Tcp:")?);
+    let counted = counters.filter(|(_, value)| *value != "0").map(|(name, value)| format!("{name} {value}"));
+    Ok(counted.collect::<Vec<_>>().join(", "))
+}
+
+/// How many datagrams had no room in the buffers of the sockets that they came to, so far.
+///
+/// # Errors
+///
+/// If the kernel does not say.
+pub fn overflowing_datagrams(namespace: &Namespace) -> Result<u64> {
+    let v6 = read(namespace, "snmp6")?;
+    let v6 = v6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors"));
+    let v6: u64 = v6.context("no Udp6RcvbufErrors")?.trim().parse().context("a count")?;
+    Ok(value(&read(namespace, "snmp")?, "Udp:", "RcvbufErrors")? + v6)
+}
+
+/// A value of `/proc/net/netstat` or `snmp`.
 fn value(text: &str, prefix: &str, name: &str) -> Result<u64> {
+    let value = counters(text, prefix)?.find(|(known, _)| *known == name);
+    value.with_context(|| format!("no {name} after {prefix}"))?.1.parse().context("a count")
+}
+
+/// Names and values: a line of names, then one of values, with one prefix.
+fn counters<'a>(text: &'a str, prefix: &str) -> Result<impl Iterator<Item = (&'a str, &'a str)>> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
     let names = lines.next().with_context(|| format!("no names after {prefix}"))?;
     let values = lines.next().with_context(|| format!("no values after {prefix}"))?;
-    let value = names.split(' ').zip(values.split(' ')).find(|(known, _)| *known == name);
-    value.with_context(|| format!("no {name} after {prefix}"))?.1.parse().context("a count")
+    Ok(names.split_whitespace().zip(values.split_whitespace()))
 }
 
 /// Frames and bytes that a device has received.

@@ -29,7 +29,7 @@ pub use raw::RawSender;
 pub use sctp::{SctpClient, SctpServer};
 pub use server::Server;
 pub use spread::Spread;
-pub use steady::{Passed, Steady};
+pub use steady::{Passed, Steady, repeat_only_what_is_lost};
 pub use tcp::{Connection, Source, connect_raw};
 pub use udp::{Answer, UdpClient};
 

@@ -14,7 +14,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures::future::join_all;
-use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
+use nix::{
+    ifaddrs::getifaddrs,
+    sys::socket::{SockaddrStorage, setsockopt, sockopt::RcvBufForce},
+};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -153,6 +156,9 @@ impl Drop for Server {
     }
 }
 
+/// Room for datagrams that nobody has taken yet, in bytes with what the kernel keeps beside them.
+const BUFFER: usize = 4 << 20;
+
 fn listener(at: SocketAddr, protocol: socket2::Protocol) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(protocol))?;
     socket.set_reuse_address(true)?;
@@ -165,6 +171,8 @@ fn listener(at: SocketAddr, protocol: socket2::Protocol) -> io::Result<TcpListen
 
 fn receiver(at: SocketAddr) -> io::Result<UdpSocket> {
     let socket = std::net::UdpSocket::bind(at)?;
+    // The same for datagrams: the ordinary size is half a second's, and a busy machine may need longer.
+    setsockopt(&socket, RcvBufForce, &BUFFER)?;
     socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket)
 }

@@ -140,7 +140,7 @@ fn outages_of_the_api_are_not_noticed_and_made_up_for() {
     Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
-        let backends = [Backend::on(node, "one")?, Backend::on(node, "other")?];
+        let backends = [Backend::patient_on(node, "one")?, Backend::patient_on(node, "other")?];
         let pods = [&backends[0].pod, &backends[1].pod];
         let api = HostedApi::start(&node.add_pod("api")?.machine)?;
         api.server.apply::<NodeObject>(&node_object(node));

@@ -57,7 +57,7 @@ use anyhow::Result;
 use sluice_tests::{
     service::TARGET_PORT,
     topology::{Node, Pod},
-    traffic::Server,
+    traffic::{Server, repeat_only_what_is_lost},
 };
 
 /// A pod that serves for as long as this is held.
@@ -68,7 +68,17 @@ struct Backend {
 
 impl Backend {
     fn on(node: &Node, name: &str) -> Result<Self> {
+        Self::serving(node.add_pod(name)?)
+    }
+
+    /// One that takes nothing for lost that is only late; see [`repeat_only_what_is_lost`].
+    fn patient_on(node: &Node, name: &str) -> Result<Self> {
         let pod = node.add_pod(name)?;
+        repeat_only_what_is_lost(&pod.machine.namespace)?;
+        Self::serving(pod)
+    }
+
+    fn serving(pod: Pod) -> Result<Self> {
         let server = Server::start(&pod.machine, TARGET_PORT)?;
         Ok(Self { pod, server })
     }

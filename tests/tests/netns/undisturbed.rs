@@ -49,8 +49,8 @@ fn happen(event: fn(Scene<'_>) -> Result<()>) -> Option<Passed> {
     Setup::new(2).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let client = node.add_pod("client")?;
-        let near = Backend::on(node, "near")?;
-        let far = Backend::on(&cluster.nodes[1], "far")?;
+        let near = Backend::patient_on(node, "near")?;
+        let far = Backend::patient_on(&cluster.nodes[1], "far")?;
         let service = Service::new("echo", 1).with(&near.pod).with(&far.pod).with_node_port(NODE_PORT);
         agents.serve(&service)?;
         // Those with the backend on the other node have the node's address there.
