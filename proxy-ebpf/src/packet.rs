@@ -62,6 +62,24 @@ fn checked<T>(start: usize, end: usize, at: usize) -> Option<*mut T> {
     if pointer + size_of::<T>() > end { None } else { Some(pointer as *mut T) }
 }
 
+/// Reads what lies at an offset from `start`, if it lies before `end`: the bounds of a packet, as its context has them.
+#[inline(always)]
+fn read<T: FromBytes>(start: usize, end: usize, at: usize) -> Option<T> {
+    let pointer = checked::<T>(start, end, at)?;
+    // SAFETY: `checked` has compared the pointer with the packet's end, the verifier proves it again, and any bytes are a
+    // valid `T`.
+    Some(unsafe { pointer.read() })
+}
+
+/// Writes there likewise, into a packet that nobody else reads.
+#[inline(always)]
+fn write<T: IntoBytes>(start: usize, end: usize, at: usize, value: T) -> Option<()> {
+    let pointer = checked::<T>(start, end, at)?;
+    // SAFETY: as in `read`; the packet's bytes are the program's to write.
+    unsafe { pointer.write(value) };
+    Some(())
+}
+
 impl Packet for TcContext {
     #[inline(always)]
     fn length(&self) -> u32 {
@@ -76,19 +94,13 @@ impl Packet for TcContext {
 
     #[inline(always)]
     fn load<T: FromBytes>(&self, at: usize) -> Option<T> {
-        let pointer = checked::<T>(self.data(), self.data_end(), at)?;
-        // SAFETY: `checked` has compared the pointer with the packet's end, the verifier proves it again, and
-        // any bytes are a valid `T`.
-        Some(unsafe { pointer.read() })
+        read(self.data(), self.data_end(), at)
     }
 
     #[inline(always)]
     fn store<T: IntoBytes>(&self, at: usize, value: T) -> Option<()> {
-        let pointer = checked::<T>(self.data(), self.data_end(), at)?;
-        // SAFETY: as in `load`; the kernel has made the linear data writable before the program (its prologue
-        // unclones it).
-        unsafe { pointer.write(value) };
-        Some(())
+        // The kernel has made the linear data writable before the program (its prologue unclones it).
+        write(self.data(), self.data_end(), at, value)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use proxy_common::checksum::{self, ChecksumDiff};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{ChecksumKind, NetworkSum, Packet, checked};
+use super::{ChecksumKind, NetworkSum, Packet, read, write};
 
 impl Packet for XdpContext {
     /// Of the part that lies in one piece; see [`Frame::length_to`].
@@ -22,18 +22,12 @@ impl Packet for XdpContext {
 
     #[inline(always)]
     fn load<T: FromBytes>(&self, at: usize) -> Option<T> {
-        let pointer = checked::<T>(self.data(), self.data_end(), at)?;
-        // SAFETY: `checked` has compared the pointer with the packet's end, the verifier proves it again, and
-        // any bytes are a valid `T`.
-        Some(unsafe { pointer.read() })
+        read(self.data(), self.data_end(), at)
     }
 
     #[inline(always)]
     fn store<T: IntoBytes>(&self, at: usize, value: T) -> Option<()> {
-        let pointer = checked::<T>(self.data(), self.data_end(), at)?;
-        // SAFETY: as in `load`; the packet is nobody else's yet.
-        unsafe { pointer.write(value) };
-        Some(())
+        write(self.data(), self.data_end(), at, value)
     }
 
     #[inline(always)]
