@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cgroup;
+pub mod chart;
 pub mod contents;
 pub mod counters;
 pub mod deployment;
