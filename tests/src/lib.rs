@@ -29,6 +29,7 @@ pub mod service;
 pub mod shipped;
 pub mod topology;
 pub mod traffic;
+pub mod uplink;
 pub mod variant;
 pub mod view;
 pub mod wait;
