@@ -326,8 +326,8 @@ impl Table for Pods {
     const CAPACITY: u32 = 4_096;
 }
 
-/// Number of an uplink (`ifindex`) -> whether its packets are met before the stack, or why not. Written and read by the agent
-/// alone: `sluice status` needs no agent that runs.
+/// Number of an uplink (`ifindex`) -> whether its packets are met before the stack, or why not. Written by the agent; read by
+/// the datapath before packets leave by another uplink than they came by, and by whoever asks how things stand.
 #[derive(Debug)]
 pub enum XdpDevices {}
 

@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::route::LinkAddress;
+
 /// What became of a packet of two running flows: index into the table of such packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -10,7 +12,7 @@ pub enum Passage {
     Forwarded = 0,
     /// The stack was to see it: its hops are used up, its checksum is to be computed, its link-layer address is another's.
     Form = 1,
-    /// The stack was to see it: it leaves by another device, has no neighbour yet, is too long.
+    /// The stack was to see it: it leaves by a device without this program, has no neighbour yet, is too long.
     Route = 2,
 }
 
@@ -29,7 +31,7 @@ impl Passage {
     }
 }
 
-/// How an uplink stands; value of the table of such devices. 8 bytes.
+/// How an uplink stands; value of the table of such devices. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct XdpDevice {
@@ -37,19 +39,36 @@ pub struct XdpDevice {
     pub stand: u32,
     /// What the kernel said, if it refused: a number of `errno`.
     pub error: u32,
+    /// Its link-layer address; zeros if that is not known. Frames to another one are not the node's.
+    pub address: LinkAddress,
+    /// Always zero.
+    pub reserved: [u8; 2],
 }
 
 impl XdpDevice {
     /// A device that stands so.
     #[must_use]
     pub const fn new(stand: XdpStand) -> Self {
-        Self { stand: stand as u32, error: 0 }
+        Self { stand: stand as u32, error: 0, address: [0; 3], reserved: [0; 2] }
     }
 
     /// A device whose kernel refuses, and says this.
     #[must_use]
     pub const fn refused(error: u32) -> Self {
-        Self { stand: XdpStand::Refused as u32, error }
+        Self { error, ..Self::new(XdpStand::Refused) }
+    }
+
+    /// The same device, with its link-layer address.
+    #[must_use]
+    pub const fn at(self, address: LinkAddress) -> Self {
+        Self { address, ..self }
+    }
+
+    /// Whether packets that are met before the stack may come by it and leave by it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_native(&self) -> bool {
+        self.stand == XdpStand::Native as u32
     }
 
     /// How it stands; `None` if a newer agent wrote it.
@@ -123,6 +142,6 @@ mod tests {
             assert_eq!(stand as usize, at);
             assert_eq!(XdpDevice::new(stand).stand(), Some(stand));
         }
-        assert_eq!(XdpDevice { stand: 99, error: 0 }.stand(), None);
+        assert_eq!(XdpDevice { stand: 99, ..XdpDevice::default() }.stand(), None);
     }
 }

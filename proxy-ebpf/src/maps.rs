@@ -41,7 +41,7 @@ use proxy_common::{
     },
     time::Ticks,
     tuple::{FlowKey, Hook},
-    xdp::Passage,
+    xdp::{Passage, XdpDevice},
 };
 
 use crate::{events, verified};
@@ -159,6 +159,13 @@ pub(crate) fn count_passage(passage: Passage) {
         // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
         unsafe { *count += 1 };
     }
+}
+
+/// How an uplink stands; `None` if it is none.
+#[inline(always)]
+pub(crate) fn xdp_device(index: u32) -> Option<XdpDevice> {
+    // SAFETY: copied out at once. A row that is replaced meanwhile may mix two of one device.
+    unsafe { XDP_DEVICES.get(index) }.copied()
 }
 
 /// Where the route of a tuple is kept; there may be another one's.

@@ -25,11 +25,11 @@ use proxy_common::{
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     tables::{
         AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Frontends, Passages,
-        ServiceTraffic, Settings, Slots,
+        ServiceTraffic, Settings, Slots, XdpDevices,
     },
     time::Ticks,
     tuple::{Endpoint, FlowKey, Protocol},
-    xdp::Passage,
+    xdp::{Passage, XdpDevice},
 };
 
 use crate::{
@@ -207,6 +207,15 @@ impl Kernel {
     ) -> Result<()> {
         self.add_role(address, role)?;
         Ok(HashTable::<Addresses>::open(&self.pins)?.put(&Addr::from(address.ip()), &flags)?)
+    }
+
+    /// Writes how an uplink stands.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be written.
+    pub fn set_xdp_device(&mut self, index: u32, row: XdpDevice) -> Result<()> {
+        Ok(HashTable::<XdpDevices>::open(&self.pins)?.put(&index, &row)?)
     }
 
     fn add_role(&mut self, address: SocketAddr, role: AddressRoles) -> Result<()> {

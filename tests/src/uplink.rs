@@ -65,7 +65,7 @@ impl Uplink {
         namespace.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
         namespace.ip(&format!(
             "link add up0 address 02:00:00:00:00:02 type veth peer name wire0\nlink set up0 up\nlink set wire0 up\n\
-             link add other0 type veth peer name wire1\nlink set other0 up\nlink set wire1 up\n\
+             link add other0 address 02:00:00:00:00:07 type veth peer name wire1\nlink set other0 up\nlink set wire1 up\n\
              addr add 192.0.2.1/24 dev up0\naddr add 2001:db8::1/64 dev up0 nodad\n\
              addr add 192.0.3.1/24 dev other0\naddr add 2001:db8:3::1/64 dev other0 nodad\n\
              neigh add 192.0.2.2 lladdr 02:00:00:00:00:03 dev up0 nud permanent\n\

@@ -22,6 +22,8 @@ pub struct Device {
     pub kind: DeviceKind,
     /// What its packets begin with.
     pub header: LinkHeader,
+    /// Its link-layer address; zeros if it has none of six bytes.
+    pub address: [u8; 6],
     /// The bridge, bond or VRF that it is a port of.
     pub controller: Option<Ifindex>,
     /// The device of this namespace that its packets leave by: that of a VLAN, that of a tunnel.
@@ -134,6 +136,7 @@ pub(super) mod tests {
             name: name.to_owned(),
             kind,
             header: LinkHeader::Ethernet,
+            address: [0; 6],
             controller: None,
             lower: None,
         }

@@ -56,19 +56,21 @@ impl Bypass {
         self.wanted.insert(device.index, stand);
         if stand != XdpStand::Native {
             self.note(device, XdpDevice::new(stand), "");
-        } else if !self.attached.contains(&device.index) {
-            match attach_xdp(datapath, pins, device) {
-                Ok(()) => {
-                    self.attached.insert(device.index);
-                    self.note(device, XdpDevice::new(stand), "");
-                }
-                Err(error) => self.note(device, error.stand(), &crate::report(&error)),
-            }
+            return;
         }
+        if !self.attached.contains(&device.index) {
+            if let Err(error) = attach_xdp(datapath, pins, device) {
+                return self.note(device, error.stand(), &crate::report(&error));
+            }
+            self.attached.insert(device.index);
+        }
+        self.note(device, XdpDevice::new(stand), "");
     }
 
     /// Writes down how an uplink stands, and tells it if that is new.
     fn note(&mut self, device: &Device, row: XdpDevice, error: &str) {
+        let [a, b, c, d, e, f] = device.address;
+        let row = row.at([[a, b], [c, d], [e, f]].map(u16::from_ne_bytes));
         if self.rows.get(&device.index) == Some(&row) {
             return;
         }

@@ -302,6 +302,7 @@ mod tests {
             name: name.to_owned(),
             kind,
             header: LinkHeader::Ethernet,
+            address: [0; 6],
             controller: controller.map(Ifindex),
             lower: None,
         };
@@ -334,7 +335,7 @@ mod tests {
         assert_eq!(describe_xdp(XdpDevice::new(XdpStand::Off), false), "off");
         let refused = describe_xdp(XdpDevice::refused(95), false);
         assert!(refused.starts_with("refused: Operation not supported"), "{refused}");
-        assert_eq!(describe_xdp(XdpDevice { stand: 99, error: 0 }, true), "unknown");
+        assert_eq!(describe_xdp(XdpDevice { stand: 99, ..XdpDevice::default() }, true), "unknown");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    helpers::bpf_redirect,
     programs::XdpContext,
 };
 use network_types::eth::{EthHdr, EtherType};
@@ -81,7 +82,19 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
         return Some(XDP_DROP);
     }
     maps::count_passage(Passage::Forwarded);
-    Some(XDP_TX)
+    Some(leave(plain.parsed.packet.device, way.device))
+}
+
+/// The action that sends a packet out by a device.
+#[inline(always)]
+#[expect(unsafe_code, reason = "a plain helper")]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an action")]
+fn leave(came: u32, leaves: u32) -> u32 {
+    if leaves == came {
+        return XDP_TX;
+    }
+    // SAFETY: the helper notes the device for this packet, and takes any number.
+    unsafe { bpf_redirect(leaves, 0) as u32 }
 }
 
 /// A packet that nothing but its flow could keep from being sent on.
@@ -122,13 +135,23 @@ impl Plain {
 #[inline(always)]
 fn way(ctx: &XdpContext, plain: &Plain, routed: &FlowKey, ethernet: &Ethernet) -> Result<Way, Passage> {
     let device = plain.parsed.packet.device;
-    match route::way(ctx, routed, device, plain.class) {
-        Some(way) if way.device == device && plain.length <= usize::from(way.mtu) => {
-            // Others' packets come by, too: flooded, or to a device on top of this one.
-            if ethernet.destination == way.own { Ok(way) } else { Err(Passage::Form) }
-        }
-        _ => Err(Passage::Route),
+    let way = route::way(ctx, routed, device, plain.class).ok_or(Passage::Route)?;
+    if plain.length > usize::from(way.mtu) {
+        return Err(Passage::Route);
     }
+    let own =
+        if way.device == device { way.own } else { between(device, way.device).ok_or(Passage::Route)? };
+    // Others' packets come by, too: flooded, or to a device on top of this one.
+    if ethernet.destination == own { Ok(way) } else { Err(Passage::Form) }
+}
+
+/// The link-layer address of the device that a packet came by, if it may leave by another: drivers take frames from others
+/// that have a program of their own.
+#[inline(always)]
+fn between(came: u32, leaves: u32) -> Option<LinkAddress> {
+    let exit = maps::xdp_device(leaves)?;
+    let entrance = maps::xdp_device(came)?;
+    exit.is_native().then_some(entrance.address)
 }
 
 /// Makes of the packet what both hooks and the stack would.

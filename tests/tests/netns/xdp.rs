@@ -1,5 +1,7 @@
 //! Between clients outside and backends on other nodes, packets of running flows go past the stack.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::links::FdLink;
 use serde_json::Value;
@@ -8,7 +10,7 @@ use sluice_tests::{
     harness::{Setup, again_telling},
     kernel::take_what_xdp_sends,
     service::Service,
-    topology::{Cluster, Ends, Family, finish_checksums},
+    topology::{Addresses, Cluster, Ends, Family, finish_checksums},
     traffic::{Chatter, Connection, Direction, Pump, Source, UdpClient},
     wait::wait_until,
 };
@@ -109,6 +111,54 @@ fn running_flows_go_past_the_stack() {
         }
         let text = agent.ask(&["status"])?;
         ensure!(text.contains("\nxdp ") && text.contains("forwarded "), "{text}");
+        Ok(())
+    });
+}
+
+/// Clients on one network, nodes on another: what comes by one uplink leaves by the other, whose drivers both have the program.
+#[test]
+fn running_flows_go_past_the_stack_between_two_uplinks() {
+    Setup::new(2).telling(&["--xdp=native"]).alone().run(|cluster, agents| {
+        let (_far, service, to, _link) = remote(cluster)?;
+        let [first, second] = [&cluster.nodes[0], &cluster.nodes[1]];
+        let pods = Addresses::of_pod(second.number, 0);
+        first.namespace.ip(&format!("link add back0 type veth peer name back0 netns {}", second.namespace.path()))?;
+        for (node, number) in [(first, 1), (second, 2)] {
+            node.namespace.ip(&format!(
+                "addr add 192.0.9.{number}/24 dev back0\naddr add fd00:9::{number}/64 dev back0 nodad\nlink set back0 up"
+            ))?;
+        }
+        first.namespace.ip(&format!(
+            "route replace {}/24 via 192.0.9.2\nroute replace {}/64 via fd00:9::2",
+            pods.v4, pods.v6
+        ))?;
+        agents.serve(&service)?;
+        for agent in &agents.agents {
+            wait_until("the other uplink is met", || Ok((stand(agent, "back0")? == "native").then_some(())))?;
+        }
+        let agent = &agents.agents[0];
+        for family in Family::ALL {
+            let client = UdpClient::bind(&cluster.client.namespace, family)?;
+            let ask = |numbers: Range<u64>| -> Result<()> {
+                for number in numbers {
+                    let answer = client.ask(to.of(family), number)?;
+                    let node = if family == Family::V4 { "192.0.9.1" } else { "fd00:9::1" };
+                    ensure!(answer.seen_as.ip().to_string() == node, "{answer:?}");
+                }
+                Ok(())
+            };
+            ask(0..1)?;
+            let before = forwarded(agent)?;
+            ask(1..QUESTIONS)?;
+            let past = forwarded(agent)? - before;
+            ensure!(past > QUESTIONS * 2 * 9 / 10, "{family}: {past} datagrams");
+            let open = || Connection::open(&cluster.client.namespace, to.of(family), Source::AnyPort);
+            for direction in Direction::ALL {
+                open()?.transfer(direction, SOME, &Default::default())?;
+            }
+            let past = forwarded(agent)? - before;
+            ensure!(past > 2 * SOME / 1_500 * 9 / 10, "{family}: {past} segments");
+        }
         Ok(())
     });
 }

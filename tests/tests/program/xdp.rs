@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
+use nix::net::if_::if_nametoindex;
 use proxy_agent::datapath::Program;
 use proxy_common::{
     addresses::AddressFlags,
@@ -13,6 +14,7 @@ use proxy_common::{
     frontend::ServiceId,
     time::Ticks,
     tuple::Protocol,
+    xdp::{XdpDevice, XdpStand},
 };
 use sluice_tests::{
     harness,
@@ -26,6 +28,7 @@ use super::bed::{answered, sent};
 
 const PASS: u32 = 2;
 const TX: u32 = 3;
+const REDIRECT: u32 = 4;
 
 /// Runs a test for both families, TCP and UDP.
 fn for_each(test: impl Fn(&mut Uplink) -> Result<()>) {
@@ -257,6 +260,39 @@ fn a_cluster_ip_of_the_node_is_left_to_the_stack() {
         expect_left(bed, "a process may listen there", &request.bytes())?;
         bed.kernel.set_address(bed.frontend, AddressFlags::NODE, both)?;
         ensure!(bed.run(&request.bytes())?.0 == TX, "an external address of the node");
+        Ok(())
+    });
+}
+
+/// The other uplink has the program, too, or what the driver makes of the frame is not known.
+#[test]
+fn packets_may_leave_by_another_uplink() {
+    for_each(|bed| {
+        let [(request, expected, _), _] = bed.both_ways();
+        let (pods, via) = match request.source {
+            SocketAddr::V4(_) => ("10.244.2.0/24", "192.0.3.2"),
+            SocketAddr::V6(_) => ("fd00:244:2::/64", "2001:db8:3::2"),
+        };
+        bed.namespace.ip(&format!("route replace {pods} via {via}"))?;
+        let other = if_nametoindex("other0")?;
+        let native = XdpDevice::new(XdpStand::Native);
+        let own = native.at([[2, 0], [0, 0], [0, 2]].map(u16::from_ne_bytes));
+        expect_left(bed, "nothing is known of either", &request.bytes())?;
+        for (what, came, leaves) in [
+            ("the other one has no program", own, XdpDevice::new(XdpStand::Off)),
+            ("nothing is known of the address", native, native),
+            ("somebody else's", native.at([1, 2, 3]), native),
+        ] {
+            bed.kernel.set_xdp_device(bed.device, came)?;
+            bed.kernel.set_xdp_device(other, leaves)?;
+            expect_left(bed, what, &request.bytes())?;
+        }
+        bed.kernel.set_xdp_device(bed.device, own)?;
+        let (action, out) = bed.run(&request.bytes())?;
+        let mut expected = forwarded(expected.bytes(), [2, 0, 0, 0, 0, 5]);
+        expected[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 7]);
+        ensure!(action == REDIRECT && out == expected, "{action}: {out:02x?} is not {expected:02x?}");
+        ensure!(bed.kernel.passages()?[0] == 1, "{:?}", bed.kernel.passages()?);
         Ok(())
     });
 }

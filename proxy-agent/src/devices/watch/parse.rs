@@ -19,11 +19,13 @@ pub(super) fn device(message: &LinkMessage) -> Device {
     let mut controller = None;
     let mut link = None;
     let mut is_elsewhere = false;
+    let mut address = [0; 6];
     let mut info = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name.clone_from(value),
             LinkAttribute::Controller(value) if *value != 0 => controller = Some(Ifindex(*value)),
+            LinkAttribute::Address(value) => address = value.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Link(value) if *value != 0 => link = Some(Ifindex(*value)),
             LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
@@ -54,7 +56,7 @@ pub(super) fn device(message: &LinkMessage) -> Device {
     // A pair names its other end, which it does not leave by.
     let is_pair = matches!(info, Some(InfoKind::Veth | InfoKind::Netkit | InfoKind::Vxcan));
     let lower = link.filter(|link| *link != index && !is_elsewhere && !is_pair);
-    Device { index, name, kind, header, controller, lower }
+    Device { index, name, kind, header, address, controller, lower }
 }
 
 /// An address of the node.
