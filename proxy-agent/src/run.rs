@@ -41,7 +41,7 @@ use self::{
     telling::{Failing, Telling},
 };
 use crate::{
-    datapath::{self, Datapath, KernelTables, Pins, Pressure, Resizing},
+    datapath::{self, ChecksumPolicy, Datapath, KernelTables, Pins, Pressure, Resizing},
     devices::Devices,
     memory,
     metrics::Standing,
@@ -116,7 +116,8 @@ pub async fn run(
 /// (LIFE-10). What an earlier run has left serves on.
 pub fn prepare(options: &Options) -> Result<(), RunError> {
     let pins = Pins::new(&options.bpffs);
-    datapath::load(&pins, options.capacities, Resizing::Forbidden)?.load_all()?;
+    datapath::load(&pins, options.capacities, Resizing::Forbidden, ChecksumPolicy::WrittenIfPossible)?
+        .load_all()?;
     info!(pins = %pins.root().display(), "the kernel takes all programs, and the tables are there; nothing was attached");
     Ok(())
 }
@@ -168,7 +169,8 @@ impl Agent {
             options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
-        let mut datapath = datapath::load(&pins, capacities, Resizing::Allowed)?;
+        let mut datapath =
+            datapath::load(&pins, capacities, Resizing::Allowed, ChecksumPolicy::WrittenIfPossible)?;
         if let Some(logger) = datapath.take_logger() {
             tokio::spawn(datapath::forward_log(logger));
         }

@@ -114,6 +114,13 @@ fn sluice_clock(_: TcContext) -> i32 {
     maps::now().0.cast_signed()
 }
 
+/// Returns how far the checksum of a packet has come. Attached nowhere: if the kernel takes this, it takes the same of the
+/// others.
+#[classifier]
+fn sluice_summed(ctx: TcContext) -> i32 {
+    packet::summed(&ctx).map_or(-1, |summed| i32::from(summed.0))
+}
+
 /// Kernel helpers such as `bpf_l4_csum_replace` are for GPL-compatible programs.
 #[expect(unsafe_code, reason = "the kernel looks for the licence under this section and name")]
 #[unsafe(link_section = "license")]

@@ -2,11 +2,13 @@
 #![expect(unsafe_code, reason = "direct packet access is pointer access; every pointer is checked here")]
 
 use aya_ebpf::{EbpfContext as _, helpers::bpf_csum_update, programs::TcContext};
-use proxy_common::checksum::ChecksumDiff;
+use proxy_common::checksum::{ChecksumDiff, Summed};
 use zerocopy::{FromBytes, IntoBytes};
 
+mod summed;
 mod xdp;
 
+pub(crate) use summed::summed;
 pub(crate) use xdp::Frame;
 
 /// The address part of a checksum change belongs to the pseudo header.
@@ -111,25 +113,62 @@ impl Packet for TcContext {
         network: NetworkSum,
         diff: ChecksumDiff,
     ) -> Option<()> {
-        let flags = match kind {
-            ChecksumKind::Mandatory => 0,
-            ChecksumKind::ZeroIsAbsent => BPF_F_MARK_MANGLED_0,
-        };
-        // A size of 0 says that the value is a difference. Two calls, because only the pseudo header's part
-        // may touch a checksum that the device completes (CHECKSUM_PARTIAL).
-        self.l4_csum_replace(at, 0, u64::from(diff.pseudo), flags | BPF_F_PSEUDO_HDR).ok()?;
-        if diff.payload != 0 {
-            self.l4_csum_replace(at, 0, u64::from(diff.payload), flags).ok()?;
+        match summed(self) {
+            // What is still to be computed, or nobody else's sum, is a field like any other.
+            Some(summed @ (Summed::NONE | Summed::UNNECESSARY | Summed::PARTIAL)) => {
+                write_checksum(self, at, kind, |field| summed.apply(field, diff))
+            }
+            _ => checksum_by_helper(self, at, kind, network, diff),
         }
-        if network == NetworkSum::Absent {
-            // The helper takes the pseudo header's change out of a device-computed sum of the whole packet
-            // (CHECKSUM_COMPLETE), which is right for IPv4 only (BPF_F_IPV6, Linux 6.16, repairs that): put it
-            // back. Fails, as it should, when the device computed no such sum.
-            // SAFETY: a plain helper call on this context.
-            let _not_complete = unsafe { bpf_csum_update(self.as_ptr().cast(), diff.pseudo) };
-        }
-        Some(())
     }
+}
+
+/// Changes a checksum field by its rules.
+#[inline(always)]
+fn write_checksum<P: Packet>(
+    packet: &P,
+    at: usize,
+    kind: ChecksumKind,
+    change: impl FnOnce(u16) -> u16,
+) -> Option<()> {
+    let field: u16 = packet.load(at)?;
+    if kind == ChecksumKind::ZeroIsAbsent && field == 0 {
+        return Some(());
+    }
+    let new = match change(field) {
+        0 if kind == ChecksumKind::ZeroIsAbsent => u16::MAX,
+        new => new,
+    };
+    packet.store(at, new)
+}
+
+/// [`Packet::update_checksum`] without knowing how far the checksum has come.
+#[inline(always)]
+fn checksum_by_helper(
+    ctx: &TcContext,
+    at: usize,
+    kind: ChecksumKind,
+    network: NetworkSum,
+    diff: ChecksumDiff,
+) -> Option<()> {
+    let flags = match kind {
+        ChecksumKind::Mandatory => 0,
+        ChecksumKind::ZeroIsAbsent => BPF_F_MARK_MANGLED_0,
+    };
+    // A size of 0 says that the value is a difference. Two calls, because only the pseudo header's part
+    // may touch a checksum that the device completes (CHECKSUM_PARTIAL).
+    ctx.l4_csum_replace(at, 0, u64::from(diff.pseudo), flags | BPF_F_PSEUDO_HDR).ok()?;
+    if diff.payload != 0 {
+        ctx.l4_csum_replace(at, 0, u64::from(diff.payload), flags).ok()?;
+    }
+    if network == NetworkSum::Absent {
+        // The helper takes the pseudo header's change out of a device-computed sum of the whole packet
+        // (CHECKSUM_COMPLETE), which is right for IPv4 only (BPF_F_IPV6, Linux 6.16, repairs that): put it
+        // back. Fails, as it should, when the device computed no such sum.
+        // SAFETY: a plain helper call on this context.
+        let _not_complete = unsafe { bpf_csum_update(ctx.as_ptr().cast(), diff.pseudo) };
+    }
+    Some(())
 }
 
 /// What the ingress hook says to the egress hook about a packet: give it another source. It travels in `tc_index`, which
@@ -209,6 +248,6 @@ impl Packet for Unhurried<'_> {
         network: NetworkSum,
         diff: ChecksumDiff,
     ) -> Option<()> {
-        self.0.update_checksum(at, kind, network, diff)
+        checksum_by_helper(self.0, at, kind, network, diff)
     }
 }

@@ -1,6 +1,7 @@
 //! The real programs over real maps, without devices: filled by hand, run by `BPF_PROG_TEST_RUN`.
 
 use std::{
+    cell::Cell,
     net::SocketAddr,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
@@ -9,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::programs::{TestRun as _, TestRunOptions, XdpMode, links::FdLink};
 use proxy_agent::datapath::{
-    self, ArrayTable, Capacities, Datapath, HashTable, PerCpuTable, Pins, Program, Resizing,
+    self, ArrayTable, Capacities, ChecksumPolicy, Datapath, HashTable, PerCpuTable, Pins, Program, Resizing,
 };
 use proxy_common::{
     addr::Addr,
@@ -51,6 +52,29 @@ pub fn take_what_xdp_sends(namespace: &Namespace, device: &str) -> Result<FdLink
         let link = program.attach(device, XdpMode::Driver)?;
         Ok(FdLink::try_from(program.take_link(link)?)?)
     })
+}
+
+thread_local! {
+    /// How the programs of this thread's tests change checksums.
+    static POLICY: Cell<ChecksumPolicy> = const { Cell::new(ChecksumPolicy::WrittenIfPossible) };
+}
+
+/// Does something with programs that leave checksums to the kernel's helpers, as where it does not let them write.
+///
+/// # Panics
+///
+/// If `act` does.
+pub fn changing_checksums_by_helper(act: impl FnOnce()) {
+    /// Programs are as usual again when this is gone.
+    struct Asked;
+    impl Drop for Asked {
+        fn drop(&mut self) {
+            POLICY.take();
+        }
+    }
+    let _asked = Asked;
+    POLICY.set(ChecksumPolicy::ByHelper);
+    act();
 }
 
 /// What a tc program told the kernel.
@@ -97,7 +121,8 @@ pub fn end(address: SocketAddr) -> Endpoint {
 }
 
 impl Kernel {
-    /// Loads the datapath. The calling thread stays in the sandbox.
+    /// Loads the datapath. The calling thread stays in the sandbox. Checksums are written if this kernel lets programs do so,
+    /// but see [`changing_checksums_by_helper`].
     ///
     /// # Errors
     ///
@@ -107,7 +132,7 @@ impl Kernel {
         Sandbox::shared()?.enter()?;
         let name = format!("kernel-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let pins = Pins::new(&Path::new(BPFFS).join(name));
-        let datapath = datapath::load(&pins, Capacities::default(), Resizing::Allowed)
+        let datapath = datapath::load(&pins, Capacities::default(), Resizing::Allowed, POLICY.get())
             .map_err(|error| anyhow::anyhow!(proxy_agent::report(&error)))?;
         // The kernel runs programs on the loopback device, unless told otherwise.
         let local = Device { flags: DeviceFlags::LOCAL_CLIENTS, ..Device::default() };
@@ -121,7 +146,7 @@ impl Kernel {
     ///
     /// If the kernel refuses.
     pub fn reload(&mut self, capacities: Capacities) -> Result<()> {
-        self.datapath = datapath::load(&self.pins, capacities, Resizing::Allowed)?;
+        self.datapath = datapath::load(&self.pins, capacities, Resizing::Allowed, POLICY.get())?;
         Ok(())
     }
 
@@ -147,6 +172,12 @@ impl Kernel {
     /// If the object has no such program.
     pub fn xdp_program(&mut self) -> Result<&mut aya::programs::Xdp> {
         Ok(self.datapath.xdp_program()?)
+    }
+
+    /// Whether the programs write checksums themselves.
+    #[must_use]
+    pub fn writes_checksums(&self) -> bool {
+        self.datapath.writes_checksums()
     }
 
     /// Programs a service, in the agent's order. Its backends get the ids `first_backend`, and so on.

@@ -4,6 +4,7 @@ mod program {
     mod affinity;
     mod bed;
     mod capacity;
+    mod checksums;
     mod errors;
     mod events;
     mod flows;

@@ -1,6 +1,9 @@
 //! From the embedded object to loaded programs over pinned maps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
@@ -11,6 +14,7 @@ use aya_log::EbpfLogger;
 use log::Log;
 use proxy_common::{
     config::NodeSettings,
+    kernel,
     tables::{Growth, Settings, Table},
     time::Ticks,
 };
@@ -18,6 +22,7 @@ use tracing::error;
 
 use super::{
     capacity::Capacities,
+    checksums::{self, ChecksumPolicy, Checksums},
     clock::{self, ClockError},
     kept::{self, KeepError, Kind},
     list::{self, Visitor},
@@ -82,6 +87,8 @@ pub struct Datapath {
     socket_programs: Standbys<CgroupSockAddr>,
     /// Own programs that are pinned.
     kept: BTreeSet<&'static str>,
+    /// Whether the programs write checksums themselves.
+    writes_checksums: bool,
 }
 
 /// Programs of an earlier agent, in the place of this one's that the kernel refuses.
@@ -89,7 +96,7 @@ type Standbys<P> = BTreeMap<&'static str, P>;
 
 impl Datapath {
     /// An object whose maps are there, and none of whose programs are.
-    pub(super) const fn over(ebpf: Ebpf) -> Self {
+    pub(super) fn over(ebpf: Ebpf, checksums: &Checksums) -> Self {
         Self {
             ebpf,
             logger: None,
@@ -97,6 +104,7 @@ impl Datapath {
             classifiers: Standbys::new(),
             socket_programs: Standbys::new(),
             kept: BTreeSet::new(),
+            writes_checksums: matches!(checksums, Checksums::Written(_)),
         }
     }
 
@@ -140,6 +148,12 @@ impl Datapath {
         let Self { ebpf, pins: Some(pins), kept, .. } = self else { return Ok(()) };
         Program::ALL.into_iter().try_for_each(|program| keep(ebpf, pins, kept, program))?;
         SocketProgram::ALL.into_iter().try_for_each(|program| keep(ebpf, pins, kept, program))
+    }
+
+    /// Whether the programs write checksums themselves, which is faster than to have the kernel do it.
+    #[must_use]
+    pub const fn writes_checksums(&self) -> bool {
+        self.writes_checksums
     }
 
     /// The kernel's time, which flow entries are stamped with.
@@ -213,19 +227,26 @@ pub enum Resizing {
 /// every node runs. Nothing is attached; when this fails, whatever was attached before goes on as it was. A program that the
 /// kernel refuses is no failure if an earlier agent's can stand in for it. After programs have been attached, tables may have to
 /// be moved ([`move_tables`](super::move_tables)).
-pub fn load(pins: &Pins, capacities: Capacities, resizing: Resizing) -> Result<Datapath, LoadError> {
+pub fn load(
+    pins: &Pins,
+    capacities: Capacities,
+    resizing: Resizing,
+    policy: ChecksumPolicy,
+) -> Result<Datapath, LoadError> {
     preflight::check()?;
     pins.create()?;
     let capacities = match resizing {
         Resizing::Allowed => capacities.granted(pins)?,
         Resizing::Forbidden => capacities,
     };
+    let wanted = Checksums::of_this_kernel(policy);
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
     let mut pinning = Pinning { loader: &mut loader, pins, capacities, resizing, replaced: Vec::new() };
     list::visit(&mut pinning)?;
     let replaced = pinning.replaced;
-    let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
+    let (mut ebpf, checksums) = open(&mut loader, &wanted)?;
+    tracing::info!("transport checksums are changed {checksums}");
     list::visit(&mut Replacing { pins, replaced })?;
     // aya adopts whatever is pinned under a name, so look at what it adopted before a program runs on it.
     let mut check = Check { pins, names: BTreeSet::new() };
@@ -234,14 +255,7 @@ pub fn load(pins: &Pins, capacities: Capacities, resizing: Resizing) -> Result<D
     // Before the programs are loaded, while the object still owns the map of the log.
     let logger = EbpfLogger::init(&mut ebpf).ok();
     check.expect_complete(&ebpf)?;
-    let mut datapath = Datapath {
-        ebpf,
-        logger,
-        pins: Some(pins.clone()),
-        classifiers: Standbys::new(),
-        socket_programs: Standbys::new(),
-        kept: BTreeSet::new(),
-    };
+    let mut datapath = Datapath { logger, pins: Some(pins.clone()), ..Datapath::over(ebpf, &checksums) };
     for program in Program::EVERYWHERE {
         datapath.program(program)?;
     }
@@ -252,6 +266,23 @@ pub fn load(pins: &Pins, capacities: Capacities, resizing: Resizing) -> Result<D
     tracing::debug!(hz, "kernel clock");
     settle(pins, hz)?;
     Ok(datapath)
+}
+
+/// Creates or adopts the maps of the object, whose programs change checksums in that way if the kernel takes it, else by helper.
+/// Says which it is.
+pub(super) fn open<'a>(
+    loader: &mut EbpfLoader<'a>,
+    wanted: &'a Checksums,
+) -> Result<(Ebpf, Cow<'a, Checksums>), LoadError> {
+    let mut load = |place, object: &[u8]| {
+        let loaded = loader.override_global(kernel::IP_SUMMED, place, true).load(object);
+        loaded.map_err(|error| LoadError::Object(Box::new(error)))
+    };
+    let mut ebpf = load(wanted.place(), &wanted.prepare(OBJECT))?;
+    match wanted.refused(&mut ebpf) {
+        None => Ok((ebpf, Cow::Borrowed(wanted))),
+        Some(instead) => Ok((load(&checksums::NOWHERE, OBJECT)?, Cow::Owned(instead))),
+    }
 }
 
 /// Leaves the settings of an earlier run in force until somebody has better ones. On first start there are none, and

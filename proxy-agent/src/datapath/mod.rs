@@ -2,7 +2,9 @@
 
 mod attach;
 mod batch;
+mod btf;
 mod capacity;
+mod checksums;
 mod cleanup;
 mod clock;
 mod kept;
@@ -24,6 +26,7 @@ mod xdp;
 
 pub use attach::{AttachError, PinnedHook, attach, detach_others, pinned_hooks, programs};
 pub use capacity::{Capacities, table_capacities};
+pub use checksums::ChecksumPolicy;
 pub use cleanup::{CleanupError, Removed, cleanup};
 pub use clock::{Clock, ClockError};
 pub use kept::KeepError;

@@ -10,7 +10,8 @@ use aya::{
 };
 
 use super::{
-    load::{Datapath, LoadError, OBJECT},
+    checksums::{ChecksumPolicy, Checksums},
+    load::{self, Datapath, LoadError},
     preflight::{self, PreflightError},
     program::{Program, SocketProgram, XDP_PROGRAM},
 };
@@ -102,10 +103,11 @@ pub fn features() -> Vec<Feature> {
 ///
 /// If the kernel refuses the maps.
 pub fn verify() -> Result<Vec<Verified>, LoadError> {
+    let wanted = Checksums::of_this_kernel(ChecksumPolicy::WrittenIfPossible);
     let mut loader = EbpfLoader::new();
     loader.verifier_log_level(VerifierLogLevel::STATS);
-    let ebpf = loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))?;
-    let mut datapath = Datapath::over(ebpf);
+    let (ebpf, checksums) = load::open(&mut loader, &wanted)?;
+    let mut datapath = Datapath::over(ebpf, &checksums);
     let mut verified = Vec::new();
     for program in Program::ALL {
         let walked = datapath.program(program).map(|loaded| walked(loaded.info()));

@@ -4,7 +4,7 @@ use aya_ebpf::{helpers::bpf_xdp_get_buff_len, programs::XdpContext};
 use proxy_common::checksum::{self, ChecksumDiff};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{ChecksumKind, NetworkSum, Packet, read, write};
+use super::{ChecksumKind, NetworkSum, Packet, read, write, write_checksum};
 
 impl Packet for XdpContext {
     /// Of the part that lies in one piece; see [`Frame::length_to`].
@@ -38,15 +38,7 @@ impl Packet for XdpContext {
         _network: NetworkSum,
         diff: ChecksumDiff,
     ) -> Option<()> {
-        let field: u16 = self.load(at)?;
-        if kind == ChecksumKind::ZeroIsAbsent && field == 0 {
-            return Some(());
-        }
-        let new = match checksum::apply(field, diff.total()) {
-            0 if kind == ChecksumKind::ZeroIsAbsent => u16::MAX,
-            new => new,
-        };
-        self.store(at, new)
+        write_checksum(self, at, kind, |field| checksum::apply(field, diff.total()))
     }
 }
 

@@ -1,8 +1,12 @@
 //! UDP clients.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd as _,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::{errno::Errno, libc};
 
 use super::{PATIENCE, open_at_port};
 use crate::{netns::Namespace, topology::Family};
@@ -70,6 +74,27 @@ impl UdpClient {
     /// If the kernel does not say.
     pub fn local(&self) -> Result<SocketAddr> {
         self.socket.local_addr().context("getsockname")
+    }
+
+    /// Sends datagrams without checksums from now on, which IPv4 allows (RFC 768).
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn leave_checksums_out(&self) -> Result<()> {
+        let on: libc::c_int = 1;
+        let length = libc::socklen_t::try_from(size_of_val(&on))?;
+        // SAFETY: the descriptor is open, and the kernel reads one number, which lives until the call returns.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NO_CHECK,
+                (&raw const on).cast(),
+                length,
+            )
+        };
+        Errno::result(result).map(drop).context("SO_NO_CHECK")
     }
 
     /// Sends a number.

@@ -5,7 +5,7 @@
 //! ([`fragments`]), from the nodes themselves and from pods by their sockets ([`sockets`], [`pods`]) or without
 //! ([`without_sockets`]); what the kernel connects by itself ([`kernel_clients`]), and who comes before a service at its address
 //! ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`],
-//! [`errors`]), or not any more ([`reset`]). Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`audit`], [`udp`],
+//! [`errors`]), or not any more ([`reset`]). Are checksums right ([`checksums`])? Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`audit`], [`udp`],
 //! [`dns`], [`devices`], [`manifests`]), what if there is no room ([`capacity`]), does it outlive the agent ([`lifecycle`], [`undisturbed`]) and the API server ([`api_server`]), can it take over from kube-proxy ([`migrate`]), also with the privileges of its container alone
 //! ([`deploy`]), do packets go past the stack ([`xdp`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
 //! ([`demo`], [`bench`], [`status`], [`show`])?
@@ -14,6 +14,7 @@ mod api_server;
 mod audit;
 mod bench;
 mod capacity;
+mod checksums;
 mod configuration;
 mod demo;
 mod deploy;

@@ -14,7 +14,7 @@ use sluice_tests::{
 use super::bed::{NOTHING, answered, for_each, opened, passed, sent};
 
 #[test]
-fn requests_go_to_the_backend_and_replies_come_from_the_service() {
+pub(super) fn requests_go_to_the_backend_and_replies_come_from_the_service() {
     for_each(|case| {
         case.serve(1)?;
         let (first, backend) = (case.first(), case.backends[0]);
@@ -100,7 +100,7 @@ fn a_service_of_the_other_protocol_is_another_service() {
 }
 
 #[test]
-fn options_and_extension_headers_are_stepped_over() {
+pub(super) fn options_and_extension_headers_are_stepped_over() {
     for_each(|case| {
         case.serve(1)?;
         let first = Frame { options: Options::Padding, ..case.first() };
@@ -115,7 +115,7 @@ const CUT: usize = 32;
 
 /// NAT-03.
 #[test]
-fn fragments_follow_the_first_one_both_ways() {
+pub(super) fn fragments_follow_the_first_one_both_ways() {
     for_each(|case| {
         case.serve(1)?;
         let request = case.first();
@@ -208,7 +208,7 @@ fn unknown_ports_and_pings_of_a_cluster_ip_are_refused() {
 }
 
 #[test]
-fn a_datagram_without_checksum_stays_without() {
+pub(super) fn a_datagram_without_checksum_stays_without() {
     for_each(|case| {
         case.serve(1)?;
         if case.protocol != Protocol::UDP || case.vip.is_ipv6() {
@@ -222,7 +222,7 @@ fn a_datagram_without_checksum_stays_without() {
 }
 
 #[test]
-fn checksums_are_exact_whatever_the_payload() {
+pub(super) fn checksums_are_exact_whatever_the_payload() {
     for_each(|case| {
         case.serve(1)?;
         // Payloads that bring the sum past every carry, odd lengths, and the UDP checksum that sums to zero.

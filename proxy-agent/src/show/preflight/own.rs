@@ -122,7 +122,7 @@ fn btf() -> Check {
     } else {
         Check::warning(
             "btf",
-            "no /sys/kernel/btf/vmlinux; Sluice does without, tools that look into programs do not",
+            "no /sys/kernel/btf/vmlinux; packets cost twice as much, since checksums are left to the kernel's helpers",
             "run a kernel with CONFIG_DEBUG_INFO_BTF",
         )
     }
