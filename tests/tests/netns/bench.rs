@@ -1,8 +1,11 @@
 //! The benchmarks have a figure for everything that they speak of. How fast, is not a test's business.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::{Command, Stdio},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 use sluice_tests::{
     agent,
@@ -18,7 +21,7 @@ fn the_benchmark_of_sockets_has_a_figure_for_every_way() {
     if let Err(reason) = Threads::create("bench") {
         return unsupported(&reason);
     }
-    let measured = measure(env!("CARGO_BIN_EXE_bench-sockets"))
+    let measured = measure(env!("CARGO_BIN_EXE_bench-sockets"), &["--quick", "--json"])
         .and_then(|report| expect_all(&report).with_context(|| format!("{report:#}")));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
 }
@@ -28,7 +31,7 @@ fn the_benchmark_of_control_has_all_figures() {
     if let Err(reason) = requirements() {
         return skipped(&reason);
     }
-    let measured = measure(env!("CARGO_BIN_EXE_bench-control"))
+    let measured = measure(env!("CARGO_BIN_EXE_bench-control"), &["--quick", "--json"])
         .and_then(|report| expect_control(&report).with_context(|| format!("{report:#}")));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
 }
@@ -60,9 +63,73 @@ fn expect_control(report: &Value) -> Result<()> {
     Ok(())
 }
 
-fn measure(benchmark: &str) -> Result<Value> {
+#[test]
+fn the_benchmark_of_services_has_a_figure_for_every_way() {
+    let programs = ["iptables-nft-restore", "iptables-legacy-restore", "nft"];
+    let missing = programs.into_iter().find(|program| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    });
+    let ready = requirements().and_then(|()| match missing {
+        Some(program) => Err(anyhow!("{program} is not installed")),
+        None => Ok(()),
+    });
+    if let Err(reason) = ready {
+        return skipped(&reason);
+    }
+    if let Err(reason) = Threads::create("bench") {
+        return unsupported(&reason);
+    }
+    let measured = measure(env!("CARGO_BIN_EXE_bench-services"), &["--quick", "--json", "-"])
+        .and_then(|report| expect_services(&report).with_context(|| format!("{report:#}")));
+    measured.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn expect_services(report: &Value) -> Result<()> {
+    let rows = report["rows"].as_array().context("no rows")?;
+    let mut found: BTreeMap<(u64, String), BTreeSet<(String, String)>> = BTreeMap::new();
+    for row in rows {
+        for figure in ["rate", "cpu", "share"] {
+            expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
+        }
+        let measure = row["measure"].to_string();
+        for latency in row["latencies"].as_array().into_iter().flatten() {
+            expect_positive(latency).with_context(|| format!("latencies of {row}"))?;
+        }
+        ensure!(row["latencies"].is_array() != measure.contains("bulk"), "latencies of {row}");
+        let services = row["services"].as_u64().context("no services")?;
+        let name = |field: &str| row[field].as_str().with_context(|| format!("{field} of {row}"));
+        let way = (name("path")?.to_owned(), name("peer")?.to_owned());
+        ensure!(found.entry((services, measure)).or_default().insert(way), "twice: {row}");
+    }
+    let mut ways = BTreeSet::new();
+    for path in ["pod-to-same", "pod-to-other", "host-to-other", "outside-to-same", "outside-to-other"] {
+        for peer in ["direct", "sluice", "iptables", "iptables-legacy", "nftables"] {
+            ways.insert((path.to_owned(), peer.to_owned()));
+        }
+        if path.starts_with("pod") {
+            ways.insert((path.to_owned(), "sluice-packets".to_owned()));
+        }
+    }
+    ensure!(found.len() == 9, "{:?}", found.keys());
+    for (what, found) in &found {
+        ensure!(*found == ways, "{what:?}: {found:?}");
+    }
+    let programming = report["programming"].as_array().context("no programming")?;
+    ensure!(programming.len() == 8, "{} systems at two sizes", programming.len());
+    for row in programming {
+        for figure in ["made", "gone"] {
+            expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
+        }
+        ensure!(row["start"]["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
+        let has_process = row["start"]["process_bytes"].as_u64().is_some_and(|bytes| bytes > 0);
+        ensure!(has_process == (row["system"] == "sluice"), "{row}");
+    }
+    Ok(())
+}
+
+fn measure(benchmark: &str, arguments: &[&str]) -> Result<Value> {
     let output = Command::new(benchmark)
-        .args(["--quick", "--json"])
+        .args(arguments)
         .env("SLUICE_BIN", agent::binary()?)
         .output()
         .context("start the benchmark")?;

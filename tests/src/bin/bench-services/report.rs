@@ -1,0 +1,130 @@
+//! What is printed.
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use sluice_tests::bench::text::{finished, percent, spread};
+
+use crate::{
+    changes,
+    measure::{Measure, Row},
+    peer::Peer,
+};
+
+/// What was measured, and on what.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) kernel: String,
+    pub(crate) cpu: String,
+    pub(crate) rounds: u32,
+    /// Of requests, for each figure of a round.
+    pub(crate) milliseconds: u32,
+    /// At a time.
+    pub(crate) connections: u32,
+    /// Who was not measured because something is not installed.
+    pub(crate) missing: Vec<Peer>,
+    pub(crate) rows: Vec<Row>,
+    pub(crate) programming: Vec<changes::Row>,
+}
+
+impl Report {
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        self.write(presets::NOTHING, str::to_owned)
+    }
+
+    /// For docs/performance.md.
+    pub(crate) fn markdown(&self) -> String {
+        self.write(presets::ASCII_MARKDOWN, |title| format!("**{title}**"))
+    }
+
+    /// What was measured, on what and how.
+    pub(crate) fn conditions(&self) -> String {
+        let Self { kernel, cpu, rounds, milliseconds, connections, .. } = self;
+        let mut text = format!(
+            "Linux {kernel}, {cpu}; IPv4. Medians of {rounds} rounds, ± half the distance between quartiles.\n\
+             For each figure of a round {milliseconds} ms of requests, {connections} at a time, each client waiting for its \
+             answer before it asks again (closed loop).\niptables and nftables: rules of kube-proxy's structure, without the \
+             process kube-proxy."
+        );
+        for peer in &self.missing {
+            text += &format!("\n{}: not installed here.", peer.as_str());
+        }
+        text
+    }
+
+    fn write(&self, preset: &str, heading: impl Fn(&str) -> String) -> String {
+        let mut parts = vec![self.conditions()];
+        for measure in Measure::ALL {
+            if self.of(measure).next().is_some() {
+                parts.push(heading(measure.as_str()));
+                parts.push(self.requests_table(preset, measure));
+            }
+        }
+        if !self.programming.is_empty() {
+            parts.push(heading("Starting, changing, memory"));
+            parts.push(self.programming_table(preset));
+        }
+        parts.join("\n\n")
+    }
+
+    /// The rows of a measure.
+    pub(crate) fn of(&self, measure: Measure) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(move |row| row.measure == measure)
+    }
+
+    fn requests_table(&self, preset: &str, measure: Measure) -> String {
+        let mut table = Table::new();
+        let rate = if measure == Measure::Bulk { "Gbit/s" } else { "requests/s" };
+        let cpu = if measure == Measure::Bulk { "CPU, ns/kB" } else { "CPU, µs" };
+        let head = ["path", "services", "way", rate, "% of direct", cpu];
+        let latencies: &[_] =
+            if measure == Measure::Bulk { &[] } else { &["p50, µs", "p99, µs", "p99.9, µs"] };
+        table.load_preset(preset).set_header(head.iter().chain(latencies));
+        for row in self.of(measure) {
+            let share = row.share.filter(|_| row.peer != Peer::Direct).map(|share| share.map(percent));
+            let rate = match measure {
+                Measure::Bulk => spread(row.rate.map(|bytes| bytes * 8.0 / 1e9), 1),
+                _ => spread(row.rate, 0),
+            };
+            let cells = [
+                row.path.as_str().to_owned(),
+                if row.peer == Peer::Direct { String::new() } else { row.services.to_string() },
+                row.peer.as_str().to_owned(),
+                rate,
+                share.map_or_else(String::new, |share| spread(share, 1)),
+                spread(row.cpu, 1),
+            ];
+            let latencies = row.latencies.into_iter().flatten().map(|latency| spread(latency, 0));
+            table.add_row(cells.into_iter().chain(latencies));
+        }
+        finished(table, 3)
+    }
+
+    fn programming_table(&self, preset: &str) -> String {
+        let mut table = Table::new();
+        table.load_preset(preset).set_header([
+            "services",
+            "by",
+            "cold start, s",
+            "service made, ms",
+            "endpoint gone, ms",
+            "changes",
+            "process, MiB",
+            "kernel, MiB",
+        ]);
+        let mebibytes = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
+        for row in &self.programming {
+            table.add_row([
+                row.services.to_string(),
+                row.system.as_str().to_owned(),
+                format!("{:.2}", row.start.seconds),
+                spread(row.made.map(|seconds| seconds * 1e3), 1),
+                spread(row.gone.map(|seconds| seconds * 1e3), 1),
+                row.changes.to_string(),
+                row.start.process_bytes.map_or_else(|| "-".to_owned(), mebibytes),
+                mebibytes(row.start.kernel_bytes),
+            ]);
+        }
+        finished(table, 2)
+    }
+}
