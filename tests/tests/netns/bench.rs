@@ -21,9 +21,43 @@ fn the_benchmark_of_sockets_has_a_figure_for_every_way() {
     if let Err(reason) = Threads::create("bench") {
         return unsupported(&reason);
     }
-    let measured = measure(env!("CARGO_BIN_EXE_bench-sockets"), &["--quick", "--json"])
+    let measured = measure(env!("CARGO_BIN_EXE_bench-sockets"))
         .and_then(|report| expect_all(&report).with_context(|| format!("{report:#}")));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+#[test]
+fn the_benchmark_of_programs_has_a_figure_for_every_hook() {
+    if let Err(reason) = requirements() {
+        return skipped(&reason);
+    }
+    let out = tempfile::tempdir().unwrap();
+    let measured =
+        measure_with(env!("CARGO_BIN_EXE_bench-program"), &["--out", &out.path().to_string_lossy()])
+            .and_then(|report| expect_programs(&report).with_context(|| format!("{report:#}")));
+    measured.unwrap_or_else(|error| panic!("{error:#}"));
+    for name in ["program.md", "program.svg", "program.png"] {
+        assert!(out.path().join(name).metadata().unwrap().len() > 1000, "{name}");
+    }
+}
+
+fn expect_programs(report: &Value) -> Result<()> {
+    let cases = report["cases"].as_array().context("no cases")?;
+    let mut groups = BTreeSet::new();
+    for case in cases {
+        let name = case["case"].as_str().context("no name")?;
+        let median = case["median"].as_f64().with_context(|| format!("no figure: {case}"))?;
+        // Next to nothing may come out as less than that, of so few packets.
+        ensure!(median > 0.0 || name.contains("not ours") || name.contains("parse only"), "{case}");
+        groups.insert(case["group"].as_str().context("no group")?);
+    }
+    for hook in ["tc", "XDP"] {
+        for kind in ["IPv4 TCP", "IPv4 UDP", "IPv6 TCP", "IPv6 UDP"] {
+            ensure!(groups.contains(format!("{hook}, {kind}").as_str()), "{hook}, {kind} in {groups:?}");
+        }
+    }
+    ensure!(cases.iter().filter(|case| case["case"] == "new flow").count() == 4, "new flows");
+    Ok(())
 }
 
 #[test]
@@ -31,7 +65,7 @@ fn the_benchmark_of_control_has_all_figures() {
     if let Err(reason) = requirements() {
         return skipped(&reason);
     }
-    let measured = measure(env!("CARGO_BIN_EXE_bench-control"), &["--quick", "--json"])
+    let measured = measure(env!("CARGO_BIN_EXE_bench-control"))
         .and_then(|report| expect_control(&report).with_context(|| format!("{report:#}")));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
 }
@@ -79,7 +113,7 @@ fn the_benchmark_of_services_has_a_figure_for_every_way() {
     if let Err(reason) = Threads::create("bench") {
         return unsupported(&reason);
     }
-    let measured = measure(env!("CARGO_BIN_EXE_bench-services"), &["--quick", "--json", "-"])
+    let measured = measure(env!("CARGO_BIN_EXE_bench-services"))
         .and_then(|report| expect_services(&report).with_context(|| format!("{report:#}")));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
 }
@@ -127,8 +161,13 @@ fn expect_services(report: &Value) -> Result<()> {
     Ok(())
 }
 
-fn measure(benchmark: &str, arguments: &[&str]) -> Result<Value> {
+fn measure(benchmark: &str) -> Result<Value> {
+    measure_with(benchmark, &[])
+}
+
+fn measure_with(benchmark: &str, arguments: &[&str]) -> Result<Value> {
     let output = Command::new(benchmark)
+        .args(["--quick", "--json"])
         .args(arguments)
         .env("SLUICE_BIN", agent::binary()?)
         .output()

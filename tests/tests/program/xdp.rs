@@ -3,61 +3,39 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use nix::net::if_::if_nametoindex;
 use proxy_agent::datapath::Program;
 use proxy_common::{
     addresses::AddressFlags,
     backend::{BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
     filter::AddressRoles,
-    flow::{Direction, FlowEntry, FlowFlags, FlowHead, FlowState},
+    flow::{FlowEntry, FlowHead, FlowState},
     frontend::ServiceId,
     time::Ticks,
-    tuple::{FlowKey, Hook, Protocol},
+    tuple::Protocol,
 };
 use sluice_tests::{
     harness,
-    kernel::{Kernel, SERVING, end},
-    netns::Namespace,
+    kernel::SERVING,
     packets::{Frame, Options, Transport, flags},
+    uplink::{NARROW, OWN, ROUTER, SERVICE, SILENCE, Uplink},
     wait::wait_until,
 };
 
-use super::bed::{WEB, answered, sent};
+use super::bed::{answered, sent};
 
 const PASS: u32 = 2;
 const TX: u32 = 3;
-/// Link-layer addresses: the uplink's, which frames are sent to, and those of its neighbours.
-const OWN: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 3];
-const GATEWAY: [u8; 6] = [2, 0, 0, 0, 0, 4];
-/// The longest packet that goes to the client's network.
-const NARROW: usize = 1400;
-/// How long flows have been silent.
-const SILENCE: u32 = 5;
-
-/// A node with an uplink, a client outside that asks it, and a backend on another node.
-struct Bed {
-    kernel: Kernel,
-    namespace: Namespace,
-    device: u32,
-    protocol: Protocol,
-    client: SocketAddr,
-    frontend: SocketAddr,
-    backend: SocketAddr,
-    /// As whom the client goes on.
-    node: SocketAddr,
-}
 
 /// Runs a test for both families, TCP and UDP.
-fn for_each(test: impl Fn(&mut Bed) -> Result<()>) {
+fn for_each(test: impl Fn(&mut Uplink) -> Result<()>) {
     if let Err(reason) = harness::requirements() {
         harness::skipped(&reason);
         return;
     }
     for v6 in [false, true] {
         for protocol in [Protocol::TCP, Protocol::UDP] {
-            let mut bed = Bed::new(v6, protocol).unwrap_or_else(|error| panic!("{error:?}"));
+            let mut bed = Uplink::new(v6, protocol).unwrap_or_else(|error| panic!("{error:?}"));
             if let Err(error) = test(&mut bed) {
                 panic!("IPv{} {protocol:?}: {error:?}", if v6 { 6 } else { 4 });
             }
@@ -65,115 +43,14 @@ fn for_each(test: impl Fn(&mut Bed) -> Result<()>) {
     }
 }
 
-impl Bed {
-    fn new(v6: bool, protocol: Protocol) -> Result<Self> {
-        let kernel = Kernel::load()?;
-        let namespace = Namespace::new("uplink")?;
-        namespace.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-        namespace.ip(&format!(
-            "link add up0 address 02:00:00:00:00:02 type veth peer name wire0\nlink set up0 up\nlink set wire0 up\n\
-             link add other0 type veth peer name wire1\nlink set other0 up\nlink set wire1 up\n\
-             addr add 192.0.2.1/24 dev up0\naddr add 2001:db8::1/64 dev up0 nodad\n\
-             addr add 192.0.3.1/24 dev other0\naddr add 2001:db8:3::1/64 dev other0 nodad\n\
-             neigh add 192.0.2.2 lladdr 02:00:00:00:00:03 dev up0 nud permanent\n\
-             neigh add 2001:db8::2 lladdr 02:00:00:00:00:03 dev up0 nud permanent\n\
-             neigh add 192.0.2.3 lladdr 02:00:00:00:00:04 dev up0 nud permanent\n\
-             neigh add 2001:db8::3 lladdr 02:00:00:00:00:04 dev up0 nud permanent\n\
-             neigh add 192.0.3.2 lladdr 02:00:00:00:00:05 dev other0 nud permanent\n\
-             neigh add 2001:db8:3::2 lladdr 02:00:00:00:00:05 dev other0 nud permanent\n\
-             route add 10.244.2.0/24 via 192.0.2.2\nroute add fd00:244:2::/64 via 2001:db8::2\n\
-             route add 198.51.100.0/24 via 192.0.2.3 mtu lock {NARROW}\n\
-             route add 2001:db8:100::/64 via 2001:db8::3 mtu lock {NARROW}"
-        ))?;
-        namespace.enter()?;
-        let parse = |v4: &str, v6_text: &str| if v6 { v6_text.parse() } else { v4.parse() };
-        let mut bed = Self {
-            kernel,
-            namespace,
-            device: if_nametoindex("up0")?,
-            protocol,
-            client: parse("198.51.100.9:40000", "[2001:db8:100::9]:40000")?,
-            frontend: parse("192.0.2.1:30080", "[2001:db8::1]:30080")?,
-            backend: parse("10.244.2.6:9090", "[fd00:244:2::6]:9090")?,
-            node: parse("192.0.2.1:50123", "[2001:db8::1]:50123")?,
-        };
-        bed.kernel.set_address(bed.frontend, AddressFlags::NODE, AddressRoles::NODE)?;
-        bed.kernel.set_backend(BackendId(1), WEB, bed.backend, SERVING, Generation(1))?;
-        bed.run_flows()?;
-        Ok(bed)
-    }
-
-    /// The four keys: the client's at both hooks, and those of what the backend answers.
-    fn keys(&self) -> [FlowKey; 4] {
-        let key = |from, to, hook| FlowKey::new(end(from), end(to), self.protocol, hook);
-        [
-            key(self.client, self.frontend, Hook::INGRESS),
-            key(self.client, self.backend, Hook::EGRESS),
-            key(self.backend, self.node, Hook::INGRESS),
-            key(self.backend, self.client, Hook::EGRESS),
-        ]
-    }
-
-    /// Both flows, established: the one through the service, and the one with another source.
-    fn run_flows(&mut self) -> Result<()> {
-        let state = if self.protocol == Protocol::TCP { FlowState::ESTABLISHED } else { FlowState::REPLIED };
-        let [there, there_out, back, back_out] = self.keys();
-        let last_seen = Ticks(self.kernel.now()?.0.wrapping_sub(SILENCE));
-        for (key, peer, service, direction, flags) in [
-            (there, back_out, WEB, Direction::ORIGINAL, FlowFlags::MASQUERADE),
-            (back_out, there, WEB, Direction::REPLY, FlowFlags::default()),
-            (there_out, back, ServiceId::NONE, Direction::ORIGINAL, FlowFlags::default()),
-            (back, there_out, ServiceId::NONE, Direction::REPLY, FlowFlags::default()),
-        ] {
-            let (backend, generation) = (BackendId(1), Generation(1));
-            let timeout = Ticks(1_000_000);
-            let head = FlowHead {
-                backend,
-                generation,
-                service,
-                last_seen,
-                timeout,
-                state,
-                direction,
-                flags,
-                reserved: 0,
-            };
-            self.kernel.set_flow(&key, &FlowEntry { peer, head })?;
-        }
-        Ok(())
-    }
-
-    fn frame(&self, from: SocketAddr, to: SocketAddr) -> Frame {
-        let transport =
-            if self.protocol == Protocol::TCP { Transport::Tcp(flags::ACK) } else { Transport::Udp };
-        Frame::new(from, to, transport)
-    }
-
-    /// What the client sends, and what the backend answers: before and after, and to whom they go then.
-    fn both_ways(&self) -> [(Frame, Frame, [u8; 6]); 2] {
-        let Self { client, frontend, backend, node, .. } = *self;
-        [
-            (self.frame(client, frontend), self.frame(node, backend), ROUTER),
-            (self.frame(backend, node), self.frame(frontend, client), GATEWAY),
-        ]
-    }
-
-    fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
-        self.kernel.run_xdp(self.device, frame)
-    }
-
-    /// Demands that a frame is left to the stack as it came, and leaves nothing behind.
-    fn expect_left(&mut self, what: &str, frame: &[u8]) -> Result<()> {
-        let before = (self.kernel.flows()?, self.kernel.traffic(WEB)?);
-        let (action, out) = self.run(frame)?;
-        ensure!(action == PASS && out == frame, "{what}: {action}, {out:02x?}");
-        ensure!(
-            before == (self.kernel.flows()?, self.kernel.traffic(WEB)?),
-            "{what} leaves something behind"
-        );
-        ensure!(self.kernel.passages()?[0] == 0 && self.kernel.drops()?.is_empty(), "{what}");
-        Ok(())
-    }
+/// Demands that a frame is left to the stack as it came, and leaves nothing behind.
+fn expect_left(bed: &mut Uplink, what: &str, frame: &[u8]) -> Result<()> {
+    let before = (bed.kernel.flows()?, bed.kernel.traffic(SERVICE)?);
+    let (action, out) = bed.run(frame)?;
+    ensure!(action == PASS && out == frame, "{what}: {action}, {out:02x?}");
+    ensure!(before == (bed.kernel.flows()?, bed.kernel.traffic(SERVICE)?), "{what} leaves something behind");
+    ensure!(bed.kernel.passages()?[0] == 0 && bed.kernel.drops()?.is_empty(), "{what}");
+    Ok(())
 }
 
 /// What the stack does to a frame that it forwards.
@@ -208,11 +85,11 @@ fn packets_of_running_flows_become_what_hooks_and_stack_make_of_them() {
         for (frame, expected, next) in bed.both_ways() {
             let expected = forwarded(expected.bytes(), next);
             bed.run_flows()?;
-            let before = bed.kernel.traffic(WEB)?;
+            let before = bed.kernel.traffic(SERVICE)?;
             let by_tc = bed.kernel.run(Program::Ingress, &frame.bytes())?;
             let by_tc = bed.kernel.run(Program::Egress, &by_tc.frame)?;
             ensure!(forwarded(by_tc.frame.clone(), next) == expected, "tc: {:02x?}", by_tc.frame);
-            let counted = bed.kernel.traffic(WEB)?;
+            let counted = bed.kernel.traffic(SERVICE)?;
 
             bed.run_flows()?;
             let forwarded_before = bed.kernel.passages()?[0];
@@ -220,7 +97,7 @@ fn packets_of_running_flows_become_what_hooks_and_stack_make_of_them() {
             ensure!(action == TX && out == expected, "{action}: {out:02x?} is not {expected:02x?}");
             let once = if next == ROUTER { sent(&frame) } else { answered(&frame) };
             ensure!(
-                counted == before.plus(once) && bed.kernel.traffic(WEB)? == counted.plus(once),
+                counted == before.plus(once) && bed.kernel.traffic(SERVICE)? == counted.plus(once),
                 "counters"
             );
             ensure!(bed.kernel.passages()? == [forwarded_before + 1, 0, 0], "{:?}", bed.kernel.passages()?);
@@ -278,38 +155,40 @@ fn what_is_out_of_the_ordinary_is_left_to_the_stack() {
             };
             let transport = if bytes[12] == 0x08 { 34 } else { 54 };
             let check = transport + if bed.protocol == Protocol::TCP { 16 } else { 6 };
-            bed.expect_left("a packet without hops", &edited(&|bytes| set_hops(bytes, 1)))?;
-            bed.expect_left("somebody else's", &edited(&|bytes| bytes[5] = 9))?;
-            bed.expect_left("a broadcast", &edited(&|bytes| bytes[..6].fill(0xff)))?;
-            bed.expect_left(
+            expect_left(bed, "a packet without hops", &edited(&|bytes| set_hops(bytes, 1)))?;
+            expect_left(bed, "somebody else's", &edited(&|bytes| bytes[5] = 9))?;
+            expect_left(bed, "a broadcast", &edited(&|bytes| bytes[..6].fill(0xff)))?;
+            expect_left(
+                bed,
                 "a tagged frame",
                 &edited(&|bytes| {
                     bytes.splice(12..12, [0x81, 0, 0, 100]);
                 }),
             )?;
-            bed.expect_left("less than its header says", &edited(&|bytes| bytes.truncate(bytes.len() - 1)))?;
+            expect_left(bed, "less than its header says", &edited(&|bytes| bytes.truncate(bytes.len() - 1)))?;
             for length in [14, 20, transport, transport + 7] {
-                bed.expect_left("half a header", &edited(&|bytes| bytes.truncate(length)))?;
+                expect_left(bed, "half a header", &edited(&|bytes| bytes.truncate(length)))?;
             }
             let pseudo = unfinished(&bytes, transport, bed.protocol)?;
-            bed.expect_left(
+            expect_left(
+                bed,
                 "an unfinished checksum",
                 &edited(&|bytes| {
                     bytes[check..check + 2].copy_from_slice(&pseudo.to_be_bytes());
                 }),
             )?;
-            bed.expect_left("options", &Frame { options: Options::Padding, ..frame.clone() }.bytes())?;
+            expect_left(bed, "options", &Frame { options: Options::Padding, ..frame.clone() }.bytes())?;
             for fragment in frame.fragments(32) {
-                bed.expect_left("a fragment", &fragment)?;
+                expect_left(bed, "a fragment", &fragment)?;
             }
             let sctp = Frame { transport: Transport::Sctp(0), ..frame.clone() };
-            bed.expect_left("SCTP", &sctp.bytes())?;
+            expect_left(bed, "SCTP", &sctp.bytes())?;
             let other = SocketAddr::new(frame.source.ip(), frame.source.port() + 1);
-            bed.expect_left("another flow's", &frame.clone().from(other).bytes())?;
+            expect_left(bed, "another flow's", &frame.clone().from(other).bytes())?;
             if bed.protocol == Protocol::TCP {
                 for flags in [flags::SYN, flags::SYN | flags::ACK, flags::FIN | flags::ACK, flags::RST] {
                     let frame = Frame { transport: Transport::Tcp(flags), ..frame.clone() };
-                    bed.expect_left("what changes the flow", &frame.bytes())?;
+                    expect_left(bed, "what changes the flow", &frame.bytes())?;
                 }
             }
         }
@@ -338,11 +217,11 @@ fn flows_that_do_not_run_are_left_to_the_stack() {
                 for state in [FlowState::TIME_WAIT, FlowState::VOID, FlowState::SYN_RECEIVED] {
                     let head = FlowHead { state, ..entry.head };
                     bed.kernel.set_flow(key, &FlowEntry { head, ..entry })?;
-                    bed.expect_left("a flow that does not run", &frame)?;
+                    expect_left(bed, "a flow that does not run", &frame)?;
                 }
                 let head = FlowHead { timeout: Ticks(1), ..entry.head };
                 bed.kernel.set_flow(key, &FlowEntry { head, ..entry })?;
-                bed.expect_left("an idle flow", &frame)?;
+                expect_left(bed, "an idle flow", &frame)?;
                 bed.kernel.clear_flows()?;
                 bed.run_flows()?;
                 let others: Vec<_> =
@@ -351,14 +230,14 @@ fn flows_that_do_not_run_are_left_to_the_stack() {
                 for (key, entry) in &others {
                     bed.kernel.set_flow(key, entry)?;
                 }
-                bed.expect_left("half a flow", &frame)?;
+                expect_left(bed, "half a flow", &frame)?;
                 bed.run_flows()?;
             }
         }
         let [(request, expected, next), _] = bed.both_ways();
-        bed.kernel.set_backend(BackendId(1), WEB, bed.backend, BackendFlags::default(), Generation(1))?;
+        bed.kernel.set_backend(BackendId(1), SERVICE, bed.backend, BackendFlags::default(), Generation(1))?;
         if bed.protocol == Protocol::UDP {
-            return bed.expect_left("a flow that has lost its backend", &request.bytes());
+            return expect_left(bed, "a flow that has lost its backend", &request.bytes());
         }
         let (action, out) = bed.run(&request.bytes())?;
         ensure!(
@@ -375,7 +254,7 @@ fn a_cluster_ip_of_the_node_is_left_to_the_stack() {
         let both = AddressRoles::NODE.with(AddressRoles::FRONTEND);
         bed.kernel.set_address(bed.frontend, AddressFlags::NODE.with(AddressFlags::CLUSTER_IP), both)?;
         let [(request, ..), _] = bed.both_ways();
-        bed.expect_left("a process may listen there", &request.bytes())?;
+        expect_left(bed, "a process may listen there", &request.bytes())?;
         bed.kernel.set_address(bed.frontend, AddressFlags::NODE, both)?;
         ensure!(bed.run(&request.bytes())?.0 == TX, "an external address of the node");
         Ok(())
@@ -417,7 +296,7 @@ fn routes_decide_and_are_followed() {
         wait_until("another neighbour", || {
             Ok((bed.run(&request.bytes())?.1[..6] == [2, 0, 0, 0, 0, 0x66]).then_some(()))
         })?;
-        ensure!(bed.kernel.traffic(WEB)? != ServiceCounters::default(), "requests were counted");
+        ensure!(bed.kernel.traffic(SERVICE)? != ServiceCounters::default(), "requests were counted");
         Ok(())
     });
 }

@@ -59,8 +59,8 @@ struct Args {
     /// Tables as docs/performance.md has them
     #[arg(long)]
     markdown: bool,
-    /// Write one JSON object to this file; `-` is standard output, which has nothing else then
-    #[arg(long, value_name = "FILE")]
+    /// One JSON object: in this file, or instead of the tables
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
