@@ -143,7 +143,7 @@ enum Bench {
     /// root)
     #[command(disable_help_flag = true)]
     Services {
-        /// Passed to the benchmark: --peers, --services, --markdown, --json, --quick, --help, ...
+        /// Passed to the benchmark: --peers, --services, --out, --json, --quick, --help, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -113,8 +115,11 @@ fn the_benchmark_of_services_has_a_figure_for_every_way() {
     if let Err(reason) = Threads::create("bench") {
         return unsupported(&reason);
     }
-    let measured = measure(env!("CARGO_BIN_EXE_bench-services"))
-        .and_then(|report| expect_services(&report).with_context(|| format!("{report:#}")));
+    let out = tempfile::tempdir().unwrap();
+    let measured =
+        measure_with(env!("CARGO_BIN_EXE_bench-services"), &["--out", &out.path().to_string_lossy()])
+            .and_then(|report| expect_services(&report).with_context(|| format!("{report:#}")))
+            .and_then(|()| expect_pictures(out.path()));
     measured.unwrap_or_else(|error| panic!("{error:#}"));
 }
 
@@ -148,6 +153,15 @@ fn expect_services(report: &Value) -> Result<()> {
     for (what, found) in &found {
         ensure!(*found == ways, "{what:?}: {found:?}");
     }
+    let packets = report["packets"].as_array().context("no packets")?;
+    ensure!(packets.len() == 5, "packets by {} ways", packets.len());
+    for row in packets {
+        // What the node takes is the difference of two short measurements here, which may come out as anything.
+        for figure in ["before", "behind"] {
+            expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
+        }
+        ensure!(row["node"]["median"].is_f64() && row["rate"]["median"].is_f64(), "{row}");
+    }
     let programming = report["programming"].as_array().context("no programming")?;
     ensure!(programming.len() == 8, "{} systems at two sizes", programming.len());
     for row in programming {
@@ -158,6 +172,24 @@ fn expect_services(report: &Value) -> Result<()> {
         let has_process = row["start"]["process_bytes"].as_u64().is_some_and(|bytes| bytes > 0);
         ensure!(has_process == (row["system"] == "sluice"), "{row}");
     }
+    Ok(())
+}
+
+/// The page has every picture that is beside it.
+fn expect_pictures(dir: &Path) -> Result<()> {
+    let page = fs::read_to_string(dir.join("services.html"))?;
+    let names = ["new", "keep-alive", "sizes", "p99", "packets", "changes"];
+    ensure!(page.matches("<svg").count() == names.len(), "pictures of the page");
+    for name in names {
+        let [svg, png] = ["svg", "png"].map(|kind| dir.join(format!("services-{name}.{kind}")));
+        let svg = fs::read_to_string(&svg).with_context(|| svg.display().to_string())?;
+        ensure!(page.contains(&svg), "{name} is not on the page");
+        let png = fs::read(&png).with_context(|| png.display().to_string())?;
+        ensure!(png.starts_with(b"\x89PNG"), "{name}");
+    }
+    let text = fs::read_to_string(dir.join("services.md"))?;
+    ensure!(text.lines().any(|line| line.starts_with('|')), "{text}");
+    serde_json::from_str::<Value>(&fs::read_to_string(dir.join("services.json"))?)?;
     Ok(())
 }
 

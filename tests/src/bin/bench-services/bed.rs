@@ -16,7 +16,7 @@ use sluice_tests::{
     manifest::node_object,
     netns::Namespace,
     service::{PORT, TARGET_PORT},
-    topology::{Cluster, Family, Node, Pod, SERVICES_V4},
+    topology::{BRIDGE, Cluster, Family, Node, Pod, SERVICES_V4},
 };
 
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     peer::{Peer, System},
     probe,
     rules::{CLUSTER_CIDR, Rules},
+    sink::{End, Sink},
 };
 
 /// How long a system may take to serve what there is when it starts.
@@ -40,6 +41,15 @@ enum Proxy {
     Agents { agents: Vec<Agent>, api: HostedApi },
     /// Rules, the clients' node's first.
     Rules(Vec<Rules>),
+}
+
+/// Where packets end that are to tell what a node takes for each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ended {
+    /// In front of the first node.
+    BeforeNode,
+    /// Behind it, on the way to the other.
+    BehindNode,
 }
 
 /// How a system came up on the clients' node, where the other node's was up already.
@@ -68,6 +78,7 @@ pub(crate) struct Bed {
     packet_client: Pod,
     same: Pod,
     other: Pod,
+    sink: Sink,
     catalogue: Catalogue,
 }
 
@@ -99,6 +110,10 @@ impl Bed {
             // ends at a machine that forwards nothing.
             let nowhere = cluster.client.addresses.v4;
             node.namespace.ip(&format!("route add {SERVICES_V4} via {nowhere}"))?;
+            // A client that names a pod is not told a shorter way than that of its packets to services.
+            let devices =
+                ["all", "default", "eth0", BRIDGE].map(|name| format!("ipv4/conf/{name}/send_redirects"));
+            devices.iter().try_for_each(|path| node.namespace.sysctl(&[(path, "0")]))?;
         }
         let cgroup =
             |node: &Node| Threads::create(&format!("{}-{}", system.as_str().to_lowercase(), node.name));
@@ -109,8 +124,13 @@ impl Bed {
             server::start(&pod.machine, pod.machine.addresses.at(TARGET_PORT).of(Family::V4), cpu)?;
         }
         let catalogue = Catalogue::new(services, endpoint(&same), endpoint(&other));
-        let proxy = Proxy::Nothing;
-        Ok(Self { system, proxy, cluster, cgroups, client, packet_client, same, other, catalogue })
+        let (proxy, sink) = (Proxy::Nothing, Sink::join(cluster.fabric())?);
+        Ok(Self { system, proxy, cluster, cgroups, client, packet_client, same, other, sink, catalogue })
+    }
+
+    /// That of a peer.
+    pub(crate) fn of(beds: &[Self], peer: Peer) -> Option<&Self> {
+        beds.iter().find(|bed| bed.system == peer.system())
     }
 
     /// Has the system serve, and sees how long that takes.
@@ -215,6 +235,15 @@ impl Bed {
         };
         let cgroup = self.cgroups.first().filter(|_| has_hooks && self.system == System::Sluice);
         Some(Stand { namespace, cgroup, to })
+    }
+
+    /// Has packets of the client outside to the first node, or of that node to the other, end between them.
+    pub(crate) fn end_packets(&self, ended: Ended) -> Result<End<'_>> {
+        let [one, two] = self.cluster.nodes.as_slice() else { unreachable!("there are two nodes") };
+        self.sink.take(match ended {
+            Ended::BeforeNode => &one.namespace,
+            Ended::BehindNode => &two.namespace,
+        })
     }
 
     /// A pod that asks a service whether it is there, by packets.

@@ -9,26 +9,30 @@ mod bed;
 mod bulk;
 mod catalogue;
 mod changes;
+mod charts;
 mod kernel_memory;
 mod measure;
+mod packets;
+mod page;
 mod path;
 mod peer;
 mod probe;
 mod report;
 mod rules;
 mod run;
+mod sink;
 
 use std::{
     fs,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use sluice_tests::{bench::progress::Progress, harness};
 
-use crate::peer::Peer;
+use crate::{peer::Peer, report::Report};
 
 /// Requests through Services, by Sluice and by kube-proxy's rules, beside pods dialled directly
 #[derive(Clone, Debug, Parser)]
@@ -56,6 +60,9 @@ struct Args {
     /// Changes that are timed at most, of each system at each number of services
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     changes: u32,
+    /// Write services.md, .json and .html to this directory, and a picture of each comparison as SVG and PNG
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Tables as docs/performance.md has them
     #[arg(long)]
     markdown: bool,
@@ -94,6 +101,9 @@ fn main() -> Result<()> {
     let (peers, missing) = args.peers()?;
     ensure!(!peers.is_empty(), "nobody to compare");
     let report = run::run(&args, &peers, missing, Progress::new())?;
+    if let Some(dir) = &args.out {
+        write_files(dir, &report)?;
+    }
     let json = || serde_json::to_string_pretty(&report).context("the report as JSON");
     let mut out = io::stdout();
     match &args.json {
@@ -105,5 +115,25 @@ fn main() -> Result<()> {
     }
     let text = if args.markdown { report.markdown() } else { report.text() };
     writeln!(out, "{text}")?;
+    Ok(())
+}
+
+/// Writes everything that there is of a report.
+fn write_files(dir: &Path, report: &Report) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let pictures = charts::all(report);
+    let mut files = vec![
+        ("services.md".to_owned(), (report.markdown() + "\n").into_bytes()),
+        ("services.json".to_owned(), (serde_json::to_string_pretty(report)? + "\n").into_bytes()),
+        ("services.html".to_owned(), page::html(report, &pictures)?.into_bytes()),
+    ];
+    for picture in &pictures {
+        files.push((format!("{}.svg", picture.name), picture.chart.svg()?.into_bytes()));
+        files.push((format!("{}.png", picture.name), picture.chart.png()?));
+    }
+    for (name, content) in files {
+        let path = dir.join(name);
+        fs::write(&path, content).with_context(|| path.display().to_string())?;
+    }
     Ok(())
 }

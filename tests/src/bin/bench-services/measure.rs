@@ -126,7 +126,7 @@ impl Group {
         peers: &[Peer],
         beds: &[Bed],
     ) -> Option<Self> {
-        let has_way = |peer: &Peer| bed(beds, *peer).is_some_and(|bed| bed.stand(*peer, path).is_some());
+        let has_way = |peer: &Peer| Bed::of(beds, *peer).is_some_and(|bed| bed.stand(*peer, path).is_some());
         let arms: Vec<_> =
             peers.iter().filter(|peer| has_way(peer)).map(|peer| (*peer, Vec::new())).collect();
         (!arms.is_empty()).then_some(Self { services, measure, path, arms })
@@ -186,12 +186,8 @@ impl Group {
     }
 }
 
-fn bed(beds: &[Bed], peer: Peer) -> Option<&Bed> {
-    beds.iter().find(|bed| bed.system == peer.system())
-}
-
 fn sample(beds: &[Bed], measure: Measure, path: Path, peer: Peer, effort: Effort) -> Result<Sample> {
-    let stand = bed(beds, peer).and_then(|bed| bed.stand(peer, path)).context("no such way")?;
+    let stand = Bed::of(beds, peer).and_then(|bed| bed.stand(peer, path)).context("no such way")?;
     let load = |to, transport, life, connections| {
         let Effort { duration, softirq, .. } = effort;
         client::run(Load { to, transport, life, connections, duration, softirq })

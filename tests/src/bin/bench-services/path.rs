@@ -24,11 +24,11 @@ impl Path {
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
-            Self::PodToSame => "pod → ClusterIP, same node",
-            Self::PodToOther => "pod → ClusterIP, other node",
-            Self::HostToOther => "node → ClusterIP, other node",
-            Self::OutsideToSame => "outside → NodePort, same node",
-            Self::OutsideToOther => "outside → NodePort, other node",
+            Self::PodToSame => "pod to ClusterIP, same node",
+            Self::PodToOther => "pod to ClusterIP, other node",
+            Self::HostToOther => "node to ClusterIP, other node",
+            Self::OutsideToSame => "outside to NodePort, same node",
+            Self::OutsideToOther => "outside to NodePort, other node",
         }
     }
 }

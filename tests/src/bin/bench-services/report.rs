@@ -7,6 +7,7 @@ use sluice_tests::bench::text::{finished, percent, spread};
 use crate::{
     changes,
     measure::{Measure, Row},
+    packets,
     peer::Peer,
 };
 
@@ -23,6 +24,7 @@ pub(crate) struct Report {
     /// Who was not measured because something is not installed.
     pub(crate) missing: Vec<Peer>,
     pub(crate) rows: Vec<Row>,
+    pub(crate) packets: Vec<packets::Row>,
     pub(crate) programming: Vec<changes::Row>,
 }
 
@@ -59,6 +61,10 @@ impl Report {
                 parts.push(heading(measure.as_str()));
                 parts.push(self.requests_table(preset, measure));
             }
+        }
+        if !self.packets.is_empty() {
+            parts.push(heading("Packets that a node sends on, outside to NodePort, other node"));
+            parts.push(self.packets_table(preset));
         }
         if !self.programming.is_empty() {
             parts.push(heading("Starting, changing, memory"));
@@ -98,6 +104,22 @@ impl Report {
             table.add_row(cells.into_iter().chain(latencies));
         }
         finished(table, 3)
+    }
+
+    fn packets_table(&self, preset: &str) -> String {
+        let mut table = Table::new();
+        table.load_preset(preset).set_header([
+            "way",
+            "ns/packet before the node",
+            "behind it",
+            "the node's",
+            "packets/s per CPU",
+        ]);
+        for row in &self.packets {
+            let figures = [row.before, row.behind, row.node, row.rate].map(|figure| spread(figure, 0));
+            table.add_row([row.peer.as_str().to_owned()].into_iter().chain(figures));
+        }
+        finished(table, 1)
     }
 
     fn programming_table(&self, preset: &str) -> String {

@@ -19,6 +19,7 @@ use crate::{
     bed::Bed,
     changes,
     measure::{Effort, Group, Measure},
+    packets,
     path::Path,
     peer::{Peer, System},
     report::Report,
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
         cpu,
         softirq: SoftirqThread::find(cpu)?,
     };
-    let (mut rows, mut programming) = (Vec::new(), Vec::new());
+    let (mut rows, mut packet_rows, mut programming) = (Vec::new(), Vec::new(), Vec::new());
     for (index, &services) in args.services.iter().enumerate() {
         let systems: BTreeSet<System> = peers.iter().map(|peer| peer.system()).collect();
         let (mut beds, mut starts) = (Vec::new(), Vec::new());
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
         let groups = measures.iter().flat_map(|measure| Path::ALL.map(|path| (*measure, path)));
         let mut groups: Vec<_> =
             groups.filter_map(|(measure, path)| Group::new(services, measure, path, peers, &beds)).collect();
+        let mut passing = (index == 0).then(|| packets::Group::new(services, peers, &beds));
         let mut clock = Clock::new(args.rounds, &groups);
         for round in 0..args.rounds {
             for group in &mut groups {
@@ -62,6 +64,13 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
                 group.measure(&beds, effort, round)?;
                 clock.advance(group.len());
             }
+            if let Some(passing) = &mut passing {
+                progress.show(&format!("round {} of {}: packets of one node", round + 1, args.rounds));
+                passing.measure(&beds, effort, round)?;
+            }
+        }
+        if let Some(passing) = passing {
+            packet_rows.extend(passing.rows()?);
         }
         for group in &groups {
             rows.extend(group.rows()?);
@@ -83,6 +92,7 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
         connections: args.connections,
         missing,
         rows,
+        packets: packet_rows,
         programming,
     })
 }
