@@ -11,7 +11,7 @@ use serde::Serialize;
 use sluice_tests::{
     agent::Agent,
     apiserver::HostedApi,
-    bench::server,
+    bench::{process, server},
     cgroup::Threads,
     manifest::node_object,
     netns::Namespace,
@@ -22,6 +22,7 @@ use sluice_tests::{
 use crate::{
     catalogue::{Catalogue, Endpoint4, Service},
     kernel_memory,
+    kube_proxy::{self, KubeProxy},
     path::Path,
     peer::{Peer, System},
     probe,
@@ -39,6 +40,8 @@ enum Proxy {
     Nothing,
     /// Agents that follow an API server. They are dropped first.
     Agents { agents: Vec<Agent>, api: HostedApi },
+    /// kube-proxies that do.
+    KubeProxies { proxies: Vec<KubeProxy>, api: HostedApi },
     /// Rules, the clients' node's first.
     Rules(Vec<Rules>),
 }
@@ -138,14 +141,41 @@ impl Bed {
         match self.system {
             System::Nothing => Ok(None),
             System::Sluice => self.start_agents().map(Some),
-            System::Iptables | System::IptablesLegacy | System::Nftables => self.write_rules().map(Some),
+            System::Iptables | System::IptablesLegacy | System::Nftables => match kube_proxy::program() {
+                Some(_) => self.start_kube_proxies().map(Some),
+                None => self.write_rules().map(Some),
+            },
         }
     }
 
-    fn start_agents(&mut self) -> Result<Start> {
+    /// An API server that holds everything.
+    fn start_api(&self) -> Result<HostedApi> {
         let api = HostedApi::start(&self.cluster.client)?;
         self.cluster.nodes.iter().for_each(|node| drop(api.server.apply(&node_object(node))));
         self.catalogue.0.iter().for_each(|service| service.publish(&api.server));
+        Ok(api)
+    }
+
+    fn start_kube_proxies(&mut self) -> Result<Start> {
+        let api = self.start_api()?;
+        let [one, two] = self.cluster.nodes.as_slice() else { unreachable!("there are two nodes") };
+        let start = |node| KubeProxy::start(self.system, node, &api.server.kubeconfig());
+        let mut other = start(two)?;
+        other.wait_until_idle()?;
+        let before = kernel_memory::used()?;
+        let begin = Instant::now();
+        let mut first = start(one)?;
+        let served = self.wait_until_served();
+        served.with_context(|| format!("the log of kube-proxy ends:\n{}", first.last_words()))?;
+        let seconds = begin.elapsed().as_secs_f64();
+        first.wait_until_idle()?;
+        let kernel_bytes = kernel_memory::used()?.saturating_sub(before);
+        self.proxy = Proxy::KubeProxies { proxies: vec![first, other], api };
+        Ok(Start { seconds, kernel_bytes, process_bytes: self.process_bytes()? })
+    }
+
+    fn start_agents(&mut self) -> Result<Start> {
+        let api = self.start_api()?;
         let mut agents = Vec::new();
         for (node, cgroup) in self.cluster.nodes.iter().zip(&self.cgroups) {
             let arguments = [
@@ -202,9 +232,12 @@ impl Bed {
 
     /// How much the process on the clients' node holds in memory.
     pub(crate) fn process_bytes(&self) -> Result<Option<u64>> {
-        let Proxy::Agents { agents, .. } = &self.proxy else { return Ok(None) };
-        let pid = agents.first().and_then(Agent::pid).context("a running agent")?;
-        Ok(Some(sluice_tests::bench::process::memory(pid)?.resident))
+        let pid = match &self.proxy {
+            Proxy::Nothing | Proxy::Rules(_) => return Ok(None),
+            Proxy::Agents { agents, .. } => agents.first().and_then(Agent::pid),
+            Proxy::KubeProxies { proxies, .. } => proxies.first().map(KubeProxy::pid),
+        };
+        Ok(Some(process::memory(pid.context("a running process")?)?.resident))
     }
 
     /// Where somebody asks on a path by a peer's way; `None` if that way is none.
@@ -260,7 +293,7 @@ impl Bed {
         let emptied = service.emptied();
         let made = self.time_change(&service, true)?;
         let gone = self.time_change(&emptied, false)?;
-        if let Proxy::Agents { api, .. } = &self.proxy {
+        if let Proxy::Agents { api, .. } | Proxy::KubeProxies { api, .. } = &self.proxy {
             service.withdraw(&api.server);
         }
         Ok(Some([made, gone]))
@@ -275,7 +308,7 @@ impl Bed {
             let begin = Instant::now();
             match &mut self.proxy {
                 Proxy::Nothing => {}
-                Proxy::Agents { api, .. } => service.publish(&api.server),
+                Proxy::Agents { api, .. } | Proxy::KubeProxies { api, .. } => service.publish(&api.server),
                 // The other node has rules of its own, and kube-proxies do not wait for each other.
                 Proxy::Rules(rules) => rules.first_mut().context("rules")?.put(service)?,
             }

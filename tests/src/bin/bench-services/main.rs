@@ -11,6 +11,7 @@ mod catalogue;
 mod changes;
 mod charts;
 mod kernel_memory;
+mod kube_proxy;
 mod measure;
 mod packets;
 mod page;
@@ -35,6 +36,9 @@ use sluice_tests::{bench::progress::Progress, harness};
 use crate::{peer::Peer, report::Report};
 
 /// Requests through Services, by Sluice and by kube-proxy's rules, beside pods dialled directly
+///
+/// If the environment variable KUBE_PROXY names a kube-proxy, that one makes its rules; if not, rules of the same structure are
+/// written by the same programs.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "bench-services", max_term_width = 100)]
 struct Args {

@@ -23,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) connections: u32,
     /// Who was not measured because something is not installed.
     pub(crate) missing: Vec<Peer>,
+    /// The kube-proxy that made the rules of iptables and nftables, if one did.
+    pub(crate) kube_proxy: Option<String>,
     pub(crate) rows: Vec<Row>,
     pub(crate) packets: Vec<packets::Row>,
     pub(crate) programming: Vec<changes::Row>,
@@ -45,9 +47,12 @@ impl Report {
         let mut text = format!(
             "Linux {kernel}, {cpu}; IPv4. Medians of {rounds} rounds, ± half the distance between quartiles.\n\
              For each figure of a round {milliseconds} ms of requests, {connections} at a time, each client waiting for its \
-             answer before it asks again (closed loop).\niptables and nftables: rules of kube-proxy's structure, without the \
-             process kube-proxy."
+             answer before it asks again (closed loop).\niptables and nftables: "
         );
+        text += &match &self.kube_proxy {
+            Some(version) => format!("kube-proxy, {version}."),
+            None => "rules of kube-proxy's structure, without the process kube-proxy.".to_owned(),
+        };
         for peer in &self.missing {
             text += &format!("\n{}: not installed here.", peer.as_str());
         }

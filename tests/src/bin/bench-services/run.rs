@@ -17,7 +17,7 @@ use sluice_tests::{
 use crate::{
     Args,
     bed::Bed,
-    changes,
+    changes, kube_proxy,
     measure::{Effort, Group, Measure},
     packets,
     path::Path,
@@ -27,7 +27,7 @@ use crate::{
 
 /// Measures everything.
 pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Progress) -> Result<Report> {
-    let cpu = time::cpu()?;
+    let (cpu, kube_proxy) = (time::cpu()?, kube_proxy::version()?);
     let effort = Effort {
         duration: Duration::from_millis(args.duration.into()),
         connections: usize::try_from(args.connections)?,
@@ -91,6 +91,7 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
         milliseconds: args.duration,
         connections: args.connections,
         missing,
+        kube_proxy,
         rows,
         packets: packet_rows,
         programming,
