@@ -149,7 +149,7 @@ fn expect_services(report: &Value) -> Result<()> {
             ways.insert((path.to_owned(), "sluice-packets".to_owned()));
         }
     }
-    ensure!(found.len() == 9, "{:?}", found.keys());
+    ensure!(found.len() == 8, "{:?}", found.keys());
     for (what, found) in &found {
         ensure!(*found == ways, "{what:?}: {found:?}");
     }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Where a change takes long, fewer of them are timed.
-const TIME: Duration = Duration::from_secs(6);
+const TIME: Duration = Duration::from_secs(4);
 
 /// What a number of services costs a system before any packet, all in seconds and bytes.
 #[derive(Clone, Debug, Serialize)]

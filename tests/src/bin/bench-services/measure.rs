@@ -49,8 +49,7 @@ impl Measure {
     ];
 
     /// What is measured at the others: established connections are not looked up in tables of services.
-    pub(crate) const AT_OTHER_SIZES: [Self; 2] =
-        [Self::NEW_CONNECTIONS, Self::FirstPacket { transport: Transport::Tcp }];
+    pub(crate) const AT_OTHER_SIZES: [Self; 1] = [Self::NEW_CONNECTIONS];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {

@@ -2,7 +2,10 @@
 
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use sluice_tests::bench::text::{finished, percent, spread};
+use sluice_tests::bench::{
+    summary::Summary,
+    text::{finished, percent, spread},
+};
 
 use crate::{
     changes,
@@ -53,10 +56,20 @@ impl Report {
             Some(version) => format!("kube-proxy, {version}."),
             None => "rules of kube-proxy's structure, without the process kube-proxy.".to_owned(),
         };
+        if let Some(share) = self.cpu_had() {
+            text += &format!("\nOf the one CPU that all share, requests had {:.0} %.", percent(share));
+        }
         for peer in &self.missing {
             text += &format!("\n{}: not installed here.", peer.as_str());
         }
         text
+    }
+
+    /// How much of the CPU the benchmark had to itself while it asked as much as it could: if that is much less than all, the
+    /// rates are those of whoever had the rest, and CPU times are what is left to compare.
+    fn cpu_had(&self) -> Option<f64> {
+        let shares = self.of(Measure::NEW_CONNECTIONS).map(|row| row.rate.median * row.cpu.median / 1e6);
+        Summary::of(shares.collect()).map(|share| share.median)
     }
 
     fn write(&self, preset: &str, heading: impl Fn(&str) -> String) -> String {
@@ -153,5 +166,56 @@ impl Report {
             ]);
         }
         finished(table, 2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::Path;
+
+    #[test]
+    fn markdown_is_tables_and_says_who_was_left_out() {
+        let near = |figure: f64| Summary { median: figure, low: figure * 0.9, high: figure * 1.1 };
+        let row = |peer: Peer, rate: f64| Row {
+            services: 1_000,
+            measure: Measure::NEW_CONNECTIONS,
+            path: Path::PodToOther,
+            peer,
+            rate: near(rate),
+            cpu: near(1e6 / rate),
+            share: Some(near(rate / 10_000.0)),
+            latencies: Some([near(100.0), near(200.0), near(300.0)]),
+        };
+        let report = Report {
+            kernel: "6.18".to_owned(),
+            cpu: "a CPU".to_owned(),
+            rounds: 3,
+            milliseconds: 500,
+            connections: 16,
+            missing: vec![Peer::Nftables],
+            kube_proxy: None,
+            rows: vec![row(Peer::Direct, 10_000.0), row(Peer::Sluice, 9_500.0)],
+            packets: Vec::new(),
+            programming: Vec::new(),
+        };
+        let markdown = report.markdown();
+        let cells = markdown.lines().find(|line| line.contains("Sluice")).unwrap();
+        let cells: Vec<_> = cells.split('|').map(str::trim).collect();
+        let expected = [
+            "pod to ClusterIP, other node",
+            "1000",
+            "Sluice",
+            "9500 ±950",
+            "95.0 ±9.5",
+            "105.3 ±10.5",
+            "100 ±10",
+            "200 ±20",
+            "300 ±30",
+        ];
+        assert_eq!(cells[1..10], expected);
+        assert!(markdown.contains("requests had 100 %"), "{markdown}");
+        assert!(markdown.contains("nftables: not installed here"), "{markdown}");
+        assert!(!report.text().contains('|'), "{}", report.text());
     }
 }
