@@ -18,7 +18,9 @@ mod steady;
 mod tcp;
 mod udp;
 
-use std::{fmt, time::Duration};
+use std::{fmt, io, time::Duration};
+
+use anyhow::Result;
 
 pub use bulk::Direction;
 pub use chatter::Chatter;
@@ -33,8 +35,26 @@ pub use steady::{Passed, Steady, repeat_only_what_is_lost};
 pub use tcp::{Connection, Source, connect_raw};
 pub use udp::{Answer, UdpClient};
 
+use crate::wait::wait_until;
+
 /// How long anything may take before it counts as failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Opens a socket at a port that an earlier one of this process has just given up. A program that a test beside this one
+/// starts holds copies of all sockets, until it has become that program: the port may be taken a moment longer.
+///
+/// # Errors
+///
+/// If opening fails, or the port does not become free.
+fn open_at_port<T>(mut open: impl FnMut() -> io::Result<T>) -> Result<T> {
+    wait_until("the port is free", || match open() {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    })
+}
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -152,7 +152,7 @@ struct FloorValue {
 }
 
 #[map]
-static FLOOR_FLOWS: HashMap<FloorKey, FloorValue> = HashMap::with_max_entries(1024, 0);
+static FLOOR_FLOWS: HashMap<FloorKey, FloorValue> = HashMap::with_max_entries(1 << 18, 0);
 
 const IPV4_TCP: usize = 54;
 

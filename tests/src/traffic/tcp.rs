@@ -13,6 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::{
     Direction, GREETING, PATIENCE, Request,
     bulk::{BLOCK, DIGEST, Digest, Stream},
+    open_at_port,
 };
 use crate::{netns::Namespace, topology::Family};
 
@@ -229,16 +230,23 @@ pub fn connect_raw(
 }
 
 fn connect(to: SocketAddr, source: Source, patience: Duration) -> Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     let local = match source {
-        Source::AnyPort => None,
-        Source::Port(port) => Some(SocketAddr::new(Family::of(to.ip()).unspecified(), port)),
-        Source::At(local) => Some(local),
+        Source::AnyPort => {
+            return connect_from(None, to, patience).with_context(|| format!("connect to {to}"));
+        }
+        Source::Port(port) => SocketAddr::new(Family::of(to.ip()).unspecified(), port),
+        Source::At(local) => local,
     };
+    let connected = open_at_port(|| connect_from(Some(local), to, patience));
+    connected.with_context(|| format!("connect from {local} to {to}"))
+}
+
+fn connect_from(local: Option<SocketAddr>, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if let Some(local) = local {
         socket.set_reuse_address(true)?;
-        socket.bind(&local.into()).with_context(|| format!("bind to {local}"))?;
+        socket.bind(&local.into())?;
     }
-    socket.connect_timeout(&to.into(), patience).with_context(|| format!("connect to {to}"))?;
+    socket.connect_timeout(&to.into(), patience)?;
     Ok(socket.into())
 }

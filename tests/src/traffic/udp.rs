@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::PATIENCE;
+use super::{PATIENCE, open_at_port};
 use crate::{netns::Namespace, topology::Family};
 
 /// A socket that asks servers who they are.
@@ -57,7 +57,8 @@ impl UdpClient {
     }
 
     fn bound_here(local: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind(local).with_context(|| format!("bind a UDP socket to {local}"))?;
+        let socket = open_at_port(|| UdpSocket::bind(local));
+        let socket = socket.with_context(|| format!("bind a UDP socket to {local}"))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })
     }

@@ -88,8 +88,10 @@ impl Before {
     }
 }
 
-fn expect_served(cluster: &Cluster, service: &Service, by: &str) -> Result<()> {
+fn expect_served(cluster: &Cluster, agents: &Deployment, service: &Service, by: &str) -> Result<()> {
     let client = cluster.nodes[0].add_pod("another")?;
+    // Until its device is covered, whoever else translates does.
+    agents.settle()?;
     for family in Family::ALL {
         let connection =
             Connection::open(&client.machine.namespace, service.frontend(family), Source::AnyPort)?;
@@ -109,7 +111,7 @@ fn migrate(kind: Kind) {
         let agents = Deployment::start(cluster, &[])?;
         let service = before.service.clone().with(&new.pod);
         agents.serve(&service)?;
-        expect_served(cluster, &service, "new")?;
+        expect_served(cluster, &agents, &service, "new")?;
         before.expect_talks("beside Sluice")?;
 
         let found = rules_check(&agents.agents[0])?;
@@ -128,7 +130,7 @@ fn migrate(kind: Kind) {
         let left = rules::saved(&node.namespace, kind)?;
         ensure!(left == before.others, "{left}\n--- and before:\n{}", before.others);
         before.expect_talks("after kube-proxy's rules were removed")?;
-        expect_served(cluster, &service, "new")?;
+        expect_served(cluster, &agents, &service, "new")?;
 
         let again = clean_up(node, by)?;
         ensure!(again.status.success() && said(&again).contains("nothing to remove"), "{}", said(&again));

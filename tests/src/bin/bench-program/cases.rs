@@ -22,6 +22,7 @@ use crate::{
 const NEW_FLOWS: u32 = 100_000;
 /// Flows that take turns, where there are many.
 const MANY: u32 = 1 << 16;
+const FLOOR: &str = "floor, IPv4 TCP";
 const SERVICE: ServiceId = ServiceId(1);
 /// `XDP_TX`: sent on.
 const TX: u32 = 3;
@@ -56,7 +57,13 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
         (hooks[1], "xdp_floor_dnat", "XDP: parse, hash lookup, DNAT"),
     ] {
         let target = bench.driver.program(name, hook)?;
-        bench.figure("floor, IPv4 TCP", case, &target, &frame, None)?;
+        bench.figure(FLOOR, case, &target, &frame, None)?;
+    }
+    for (hook, name, case) in [(Hook::Tc, "floor_dnat", "tc"), (hooks[1], "xdp_floor_dnat", "XDP")] {
+        let target = bench.driver.program(name, hook)?;
+        bench.driver.prepare(&frame, Flows::Many(u64::from(MANY)))?;
+        bench.driver.time(&target, MANY)?;
+        bench.many(FLOOR, &format!("{case}: the same, one of {MANY} flows"), &target, None)?;
     }
     let mut overhead = [0.0; 2];
     for (overhead, hook) in overhead.iter_mut().zip(hooks) {
@@ -146,15 +153,20 @@ impl Bench<'_> {
     /// Flows that exist, each of which waits for all others' packets.
     fn many_flows(&mut self, group: &str, kernel: &mut Kernel, frame: &Frame) -> Result<()> {
         let target = stack_program(kernel, Program::Ingress)?;
-        let empty = self.driver.empty(target.hook)?;
         kernel.clear_flows()?;
         self.driver.prepare(frame, Flows::Many(u64::from(MANY)))?;
         self.driver.time(&target, MANY)?;
         expect_flows(kernel, MANY)?;
+        self.many(group, &format!("request, one of {MANY} flows"), &target, Some(OF_MANY))?;
+        expect_flows(kernel, MANY)
+    }
+
+    /// The driver is prepared for many flows, and they exist.
+    fn many(&mut self, group: &str, case: &str, target: &Target, goal: Option<f64>) -> Result<()> {
+        let empty = self.driver.empty(target.hook)?;
         let packets = self.args.packets.max(MANY);
-        let nets = (0..self.args.runs).map(|_| self.net(&target, &empty, packets)).collect::<Result<_>>()?;
-        expect_flows(kernel, MANY)?;
-        self.note(group, &format!("request, one of {MANY} flows"), nets, Some(OF_MANY));
+        let nets = (0..self.args.runs).map(|_| self.net(target, &empty, packets)).collect::<Result<_>>()?;
+        self.note(group, case, nets, goal);
         Ok(())
     }
 
