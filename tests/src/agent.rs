@@ -60,11 +60,23 @@ impl Agent {
     ///
     /// If there is no binary, or the agent does not come up.
     pub fn start(node: &Node, arguments: &[String]) -> Result<Self> {
+        let mut agent = Self::prepare(node, arguments)?;
+        agent.resume()?;
+        agent.wait_until_synced()?;
+        Ok(agent)
+    }
+
+    /// The agent of a node with these arguments, before its first life.
+    ///
+    /// # Errors
+    ///
+    /// If there is no binary, or no place for its files.
+    pub fn prepare(node: &Node, arguments: &[String]) -> Result<Self> {
         let unique = unique_name(node)?;
         let files = Path::new(FILES).join(&unique);
         let manifests = ManifestDirectory::create(files.join("manifests"))?;
         manifests.publish_node(node)?;
-        let mut agent = Self {
+        Ok(Self {
             manifests,
             node: node.name.clone(),
             namespace: node.namespace.clone(),
@@ -78,10 +90,13 @@ impl Agent {
             marks: AtomicU16::new(0),
             lines_before: 0,
             old_lines: 0,
-        };
-        agent.resume()?;
-        agent.wait_until_synced()?;
-        Ok(agent)
+        })
+    }
+
+    /// Its process, if it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// What is on its command line from its next life on, instead of what was, beside where everything is.
@@ -126,7 +141,7 @@ impl Agent {
         command
     }
 
-    /// Starts it again after [`Agent::kill`] or [`Agent::terminate`].
+    /// Starts it, the first time or after [`Agent::kill`] or [`Agent::terminate`].
     ///
     /// # Errors
     ///

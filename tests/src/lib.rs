@@ -2,13 +2,14 @@
 //!
 //! [`topology`] builds clusters out of network namespaces, [`service`] and [`manifest`] tell their nodes what to
 //! serve, [`agent`] runs the real agent on them, and [`traffic`] sends real traffic and says where it went.
-//! [`harness`] ties them together for tests; [`shipped`] is what clusters are given.
+//! [`harness`] ties them together for tests, [`bench`](mod@bench) has what benchmarks share; [`shipped`] is what clusters are given.
 //!
 //! Everything lives in namespaces and file systems that end with the process ([`netns`], [`sandbox`]): however a
 //! test ends, the host is as before.
 
 pub mod agent;
 pub mod apiserver;
+pub mod bench;
 pub mod cgroup;
 pub mod chart;
 pub mod contents;

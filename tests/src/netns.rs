@@ -123,22 +123,32 @@ impl Namespace {
     ///
     /// If one fails; the lines after it are not executed.
     pub fn ip(&self, script: &str) -> Result<()> {
+        self.feed(Command::new("ip").args(["-batch", "-"]), script).context("ip is of iproute2")
+    }
+
+    /// Runs a program inside to its end, with a text on its standard input.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started or fails; the error carries what it printed to standard error, and the text unless it is long.
+    pub fn feed(&self, command: &mut Command, text: &str) -> Result<()> {
         self.run(|| {
-            let mut child = Command::new("ip")
-                .args(["-batch", "-"])
+            let program = command.get_program().to_string_lossy().into_owned();
+            let mut child = command
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
                 .spawn()
-                .context("start ip (of iproute2)")?;
-            // Taken out of the child, so that it is closed, and `ip` sees the end, when this statement ends.
-            let mut stdin = child.stdin.take().context("the standard input of ip")?;
-            let written = stdin.write_all(script.as_bytes());
+                .with_context(|| format!("start {program}"))?;
+            // Taken out of the child, so that it is closed, and the program sees the end, when it is dropped.
+            let mut stdin = child.stdin.take().context("its standard input")?;
+            let written = stdin.write_all(text.as_bytes());
             drop(stdin);
-            let output = child.wait_with_output().context("wait for ip")?;
+            let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
             let errors = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "ip: {}\n{}", errors.trim_end(), script.trim_end());
-            written.context("write to ip")
+            let text = if text.len() > MUCH { "" } else { text.trim_end() };
+            ensure!(output.status.success(), "{program}: {}\n{text}", errors.trim_end());
+            written.with_context(|| format!("write to {program}"))
         })
     }
 
@@ -157,6 +167,9 @@ impl Namespace {
         })
     }
 }
+
+/// Bytes of a text that nobody reads in an error message.
+const MUCH: usize = 1 << 14;
 
 struct SpawnRequest {
     namespace: Namespace,

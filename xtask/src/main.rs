@@ -70,6 +70,9 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench { what: Bench::Sockets { arguments } } => {
             match run::bench("bench-sockets", &arguments)? {}
         }
+        Command::Bench { what: Bench::Services { arguments } } => {
+            match run::bench("bench-services", &arguments)? {}
+        }
         Command::Bench { what: Bench::Control { arguments } } => {
             match run::bench("bench-control", &arguments)? {}
         }
@@ -133,6 +136,14 @@ enum Bench {
     #[command(disable_help_flag = true)]
     Sockets {
         /// Passed to the benchmark: --markdown, --json, --quick, --help, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Requests through Services, by Sluice and by kube-proxy's rules in iptables and nftables, beside pods dialled directly (as
+    /// root)
+    #[command(disable_help_flag = true)]
+    Services {
+        /// Passed to the benchmark: --peers, --services, --out, --json, --quick, --help, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

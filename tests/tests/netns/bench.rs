@@ -1,8 +1,13 @@
 //! The benchmarks have a figure for everything that they speak of. How fast, is not a test's business.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 use sluice_tests::{
     agent,
@@ -91,6 +96,100 @@ fn expect_control(report: &Value) -> Result<()> {
         // An agent that has nothing to do may use less than a tick of the clock that CPU time is counted by.
         ensure!(row["idle_cpu"].as_f64().is_some_and(|share| share >= 0.0), "idle_cpu");
     }
+    Ok(())
+}
+
+#[test]
+fn the_benchmark_of_services_has_a_figure_for_every_way() {
+    let programs = ["iptables-nft-restore", "iptables-legacy-restore", "nft"];
+    let missing = programs.into_iter().find(|program| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
+    });
+    let ready = requirements().and_then(|()| match missing {
+        Some(program) => Err(anyhow!("{program} is not installed")),
+        None => Ok(()),
+    });
+    if let Err(reason) = ready {
+        return skipped(&reason);
+    }
+    if let Err(reason) = Threads::create("bench") {
+        return unsupported(&reason);
+    }
+    let out = tempfile::tempdir().unwrap();
+    let measured =
+        measure_with(env!("CARGO_BIN_EXE_bench-services"), &["--out", &out.path().to_string_lossy()])
+            .and_then(|report| expect_services(&report).with_context(|| format!("{report:#}")))
+            .and_then(|()| expect_pictures(out.path()));
+    measured.unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn expect_services(report: &Value) -> Result<()> {
+    let rows = report["rows"].as_array().context("no rows")?;
+    let mut found: BTreeMap<(u64, String), BTreeSet<(String, String)>> = BTreeMap::new();
+    for row in rows {
+        for figure in ["rate", "cpu", "share"] {
+            expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
+        }
+        let measure = row["measure"].to_string();
+        for latency in row["latencies"].as_array().into_iter().flatten() {
+            expect_positive(latency).with_context(|| format!("latencies of {row}"))?;
+        }
+        ensure!(row["latencies"].is_array() != measure.contains("bulk"), "latencies of {row}");
+        let services = row["services"].as_u64().context("no services")?;
+        let name = |field: &str| row[field].as_str().with_context(|| format!("{field} of {row}"));
+        let way = (name("path")?.to_owned(), name("peer")?.to_owned());
+        ensure!(found.entry((services, measure)).or_default().insert(way), "twice: {row}");
+    }
+    let mut ways = BTreeSet::new();
+    for path in ["pod-to-same", "pod-to-other", "host-to-other", "outside-to-same", "outside-to-other"] {
+        for peer in ["direct", "sluice", "iptables", "iptables-legacy", "nftables"] {
+            ways.insert((path.to_owned(), peer.to_owned()));
+        }
+        if path.starts_with("pod") {
+            ways.insert((path.to_owned(), "sluice-packets".to_owned()));
+        }
+    }
+    ensure!(found.len() == 8, "{:?}", found.keys());
+    for (what, found) in &found {
+        ensure!(*found == ways, "{what:?}: {found:?}");
+    }
+    let packets = report["packets"].as_array().context("no packets")?;
+    ensure!(packets.len() == 5, "packets by {} ways", packets.len());
+    for row in packets {
+        // What the node takes is the difference of two short measurements here, which may come out as anything.
+        for figure in ["before", "behind"] {
+            expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
+        }
+        ensure!(row["node"]["median"].is_f64() && row["rate"]["median"].is_f64(), "{row}");
+    }
+    let programming = report["programming"].as_array().context("no programming")?;
+    ensure!(programming.len() == 8, "{} systems at two sizes", programming.len());
+    for row in programming {
+        for figure in ["made", "gone"] {
+            expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
+        }
+        ensure!(row["start"]["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{row}");
+        let has_process = row["start"]["process_bytes"].as_u64().is_some_and(|bytes| bytes > 0);
+        ensure!(has_process == (row["system"] == "sluice"), "{row}");
+    }
+    Ok(())
+}
+
+/// The page has every picture that is beside it.
+fn expect_pictures(dir: &Path) -> Result<()> {
+    let page = fs::read_to_string(dir.join("services.html"))?;
+    let names = ["new", "keep-alive", "sizes", "p99", "packets", "changes"];
+    ensure!(page.matches("<svg").count() == names.len(), "pictures of the page");
+    for name in names {
+        let [svg, png] = ["svg", "png"].map(|kind| dir.join(format!("services-{name}.{kind}")));
+        let svg = fs::read_to_string(&svg).with_context(|| svg.display().to_string())?;
+        ensure!(page.contains(&svg), "{name} is not on the page");
+        let png = fs::read(&png).with_context(|| png.display().to_string())?;
+        ensure!(png.starts_with(b"\x89PNG"), "{name}");
+    }
+    let text = fs::read_to_string(dir.join("services.md"))?;
+    ensure!(text.lines().any(|line| line.starts_with('|')), "{text}");
+    serde_json::from_str::<Value>(&fs::read_to_string(dir.join("services.json"))?)?;
     Ok(())
 }
 

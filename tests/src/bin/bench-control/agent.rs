@@ -8,14 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, SysconfVar, sysconf},
+    unistd::Pid,
 };
 use proxy_agent::datapath::Pins;
 use sluice_tests::{
     agent::binary,
+    bench::process::{self, Memory},
     netns::Namespace,
     sandbox::{self, BPFFS, FILES},
 };
@@ -86,27 +87,14 @@ impl Agent {
         Ok(())
     }
 
-    /// Bytes that it holds in memory now, and most that it ever held.
-    pub(crate) fn memory(&self) -> Result<[u64; 2]> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let value = |name: &str| -> Result<u64> {
-            let line =
-                status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned())?;
-            let kilobytes: u64 = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?;
-            Ok(kilobytes * 1024)
-        };
-        Ok([value("VmRSS")?, value("VmHWM")?])
+    /// What it holds in memory.
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        process::memory(self.child.id())
     }
 
     /// CPU time that it has used.
     pub(crate) fn cpu_time(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // proc(5): utime and stime are fields 14 and 15; the second, in brackets, may have spaces in it.
-        let fields: Vec<_> = stat.rsplit_once(") ").context("a command in brackets")?.1.split(' ').collect();
-        let [user, system] = [fields.get(11), fields.get(12)];
-        let ticks: u64 = user.context("utime")?.parse::<u64>()? + system.context("stime")?.parse::<u64>()?;
-        let hz = sysconf(SysconfVar::CLK_TCK)?.context("ticks per second")?;
-        Ok(Duration::from_secs(ticks) / u32::try_from(hz)?)
+        process::cpu_time(self.child.id())
     }
 
     /// Bytes of kernel memory behind the tables that it holds open, as the kernel accounts for them.

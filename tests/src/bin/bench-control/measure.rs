@@ -14,6 +14,7 @@ use proxy_common::{
 use serde::Serialize;
 use sluice_tests::{
     apiserver::{ApiServer, Request},
+    bench::process::Memory,
     netns::Namespace,
 };
 use tokio::runtime;
@@ -115,7 +116,7 @@ async fn measure_in(namespace: &Namespace, size: Size, changes: u32, idle: u32) 
     let before = agent.cpu_time()?;
     thread::sleep(Duration::from_secs(idle.into()));
     let idle_cpu = (agent.cpu_time()? - before).as_secs_f64() / f64::from(idle);
-    let [resident, resident_peak] = agent.memory()?;
+    let Memory { resident, peak: resident_peak } = agent.memory()?;
     let tables = agent.table_memory()?;
 
     agent.stop()?;

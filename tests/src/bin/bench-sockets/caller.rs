@@ -12,13 +12,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use serde::Serialize;
-use sluice_tests::{topology::Family, traffic::PATIENCE};
+use sluice_tests::{bench::time, topology::Family, traffic::PATIENCE};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::{
-    scene::{Scene, Way},
-    time,
-};
+use crate::scene::{Scene, Way};
 
 /// Calls that are timed together.
 const BATCH: usize = 64;

@@ -9,11 +9,15 @@ use aya::{
 };
 use serde::Serialize;
 
+use sluice_tests::bench::{
+    progress::Progress,
+    summary::{Summary, rotated},
+};
+
 use crate::{
-    Args, Progress,
+    Args,
     caller::{Call, Caller, Ends},
     scene::{Client, Scene, Way},
-    summary::{Summary, rotated},
 };
 
 /// Connections that fill the socket table, with what is in it already: from then on every new entry takes the place of an

@@ -7,20 +7,15 @@
 
 mod caller;
 mod calls;
-mod client;
-mod message;
 mod report;
 mod requests;
 mod scene;
-mod server;
-mod summary;
-mod time;
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use sluice_tests::{harness, machine, topology::Family};
+use sluice_tests::{bench::progress::Progress, harness, machine, topology::Family};
 
 use crate::{report::Report, scene::Scene};
 
@@ -74,7 +69,7 @@ impl Args {
 fn main() -> Result<()> {
     let args = Args::parse().quickened();
     harness::requirements()?;
-    let progress = Progress { terminal: io::stderr().is_terminal() };
+    let progress = Progress::new();
     progress.show("two nodes with agents");
     let scene = Scene::build(args.family())?;
     let requests = requests::measure(&scene, &args, progress)?;
@@ -100,28 +95,4 @@ fn main() -> Result<()> {
     };
     writeln!(io::stdout(), "{text}")?;
     Ok(())
-}
-
-/// What is going on, on a terminal only, where the next line replaces it.
-#[derive(Clone, Copy, Debug)]
-struct Progress {
-    terminal: bool,
-}
-
-impl Progress {
-    fn show(self, text: &str) {
-        self.write(&format!("\r\x1b[K{text} …"));
-    }
-
-    fn erase(self) {
-        self.write("\r\x1b[K");
-    }
-
-    fn write(self, text: &str) {
-        if self.terminal {
-            let mut out = io::stderr();
-            // Nobody is there to be told that nobody reads this.
-            drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
-        }
-    }
 }

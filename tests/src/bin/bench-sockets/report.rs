@@ -1,9 +1,15 @@
 //! What is printed.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::{calls, client::Life, requests, scene::Way, summary::Summary};
+use sluice_tests::bench::{
+    client::Life,
+    summary::Summary,
+    text::{finished, percent, spread},
+};
+
+use crate::{calls, requests, scene::Way};
 
 /// What was measured, and on what.
 #[derive(Debug, Serialize)]
@@ -44,9 +50,9 @@ impl Report {
                  {calls_each} calls.\nOf the one CPU that all share, requests had {:.0} %.",
                 self.cpu_had().map_or(f64::NAN, percent)
             ),
-            heading(Life::KeepAlive.as_str()),
+            heading(requests::title(Life::KeepAlive)),
             self.requests_table(preset, Life::KeepAlive),
-            heading(Life::OneRequest.as_str()),
+            heading(requests::title(Life::OneRequest)),
             self.requests_table(preset, Life::OneRequest),
             heading("Nanoseconds per call"),
             self.calls_table(preset, *others),
@@ -125,20 +131,6 @@ impl Report {
         }
         finished(table, 2)
     }
-}
-
-/// All columns but the first `names` have numbers in them.
-fn finished(mut table: Table, names: usize) -> String {
-    table.column_iter_mut().skip(names).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
-}
-
-fn percent(share: f64) -> f64 {
-    share * 100.0
-}
-
-fn spread(Summary { median, low, high }: Summary, digits: usize) -> String {
-    format!("{median:.digits$} ±{:.digits$}", (high - low) / 2.0)
 }
 
 #[cfg(test)]

@@ -5,11 +5,16 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 
-use crate::{
-    Args, Progress,
-    client::{self, Life, Load, Sample},
-    scene::{Client, Place, Scene, Way},
+use sluice_tests::bench::{
+    client::{self, Life, Load, Sample, Transport},
+    progress::Progress,
     summary::{Summary, rotated},
+    time::SoftirqThread,
+};
+
+use crate::{
+    Args,
+    scene::{Client, Place, Scene, Way},
 };
 
 /// One row: requests of one kind, on one way.
@@ -34,6 +39,14 @@ pub(crate) struct Row {
     pub(crate) p50: Summary,
     /// What 99 of 100 requests did not exceed.
     pub(crate) p99: Summary,
+}
+
+/// What requests of a kind are called.
+pub(crate) const fn title(life: Life) -> &'static str {
+    match life {
+        Life::KeepAlive => "Requests over connections that stay",
+        Life::OneRequest => "Requests with a connection each",
+    }
 }
 
 /// Both kinds of requests from everywhere.
@@ -75,7 +88,7 @@ impl Group {
     }
 
     fn name(&self) -> String {
-        let [life, client, place] = [self.life.as_str(), self.client.as_str(), self.place.as_str()];
+        let [life, client, place] = [title(self.life), self.client.as_str(), self.place.as_str()];
         format!("{life}, from {client} to a pod on {place}")
     }
 
@@ -88,9 +101,11 @@ impl Group {
                 .run(|to| {
                     client::run(Load {
                         to,
+                        transport: Transport::Tcp,
                         life: self.life,
                         connections: usize::try_from(args.connections)?,
                         duration: Duration::from_millis(args.duration.into()),
+                        softirq: SoftirqThread::find(scene.cpu)?,
                     })
                 })
                 .with_context(|| format!("{}, {}", self.name(), way.as_str()))?;
@@ -118,8 +133,8 @@ impl Group {
         let figures = |samples: &[Sample], figure: fn(&Sample) -> f64| -> Vec<f64> {
             samples.iter().map(figure).collect()
         };
-        let rate: fn(&Sample) -> f64 = |sample| sample.requests / sample.elapsed.as_secs_f64();
-        let cpu: fn(&Sample) -> f64 = |sample| sample.cpu.as_secs_f64() / sample.requests * 1e6;
+        let rate: fn(&Sample) -> f64 = Sample::rate;
+        let cpu: fn(&Sample) -> f64 = |sample| sample.cpu_each() * 1e6;
         let direct = self.arms.first().map_or(&[][..], |(_, samples)| samples);
         let (direct_rates, direct_cpu) = (figures(direct, rate), figures(direct, cpu));
         let row = move |(way, samples): &(Way, Vec<Sample>)| -> Option<Row> {

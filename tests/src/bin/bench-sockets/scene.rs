@@ -10,14 +10,13 @@ use proxy_common::{
 };
 use serde::Serialize;
 use sluice_tests::{
+    bench::{server, time},
     cgroup::Threads,
     deployment::Deployment,
     netns::Namespace,
     service::{Service, TARGET_PORT},
     topology::{Cluster, Family, Node, Pod},
 };
-
-use crate::{server, time};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -116,7 +115,7 @@ pub(crate) struct Scene {
     cluster: Cluster,
     sides: Vec<Side>,
     /// What is measured stays here.
-    cpu: usize,
+    pub(crate) cpu: usize,
     pub(crate) family: Family,
 }
 

@@ -1,12 +1,11 @@
 //! Rules in the structure of kube-proxy's, for a service with one endpoint, and others' rules beside them.
 
 use std::{
-    io::Write as _,
     net::{IpAddr, SocketAddr},
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use sluice_tests::{netns::Namespace, topology::Family};
 
 /// What makes the rules.
@@ -168,20 +167,7 @@ pub(super) fn requirements(kind: Kind) -> Result<()> {
 }
 
 fn feed(namespace: &Namespace, program: &str, arguments: &[&str], text: &str) -> Result<()> {
-    namespace.run(|| {
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {program}"))?;
-        let mut stdin = child.stdin.take().context("its standard input")?;
-        stdin.write_all(text.as_bytes())?;
-        drop(stdin);
-        let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "{program}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    })
+    namespace.feed(Command::new(program).args(arguments), text)
 }
 
 /// Has the rules of everybody but kube-proxy made.

@@ -5,37 +5,40 @@ use serde::Serialize;
 /// Where the figures of all rounds lie. Quartiles say more than extremes: one round that something else on the machine
 /// disturbed makes an extreme, and nothing else.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Summary {
+pub struct Summary {
     /// Half of the figures are lower.
-    pub(crate) median: f64,
+    pub median: f64,
     /// A quarter of them is lower.
-    pub(crate) low: f64,
+    pub low: f64,
     /// A quarter of them is higher.
-    pub(crate) high: f64,
+    pub high: f64,
 }
 
 impl Summary {
     /// Of some figures; `None` if there are none.
-    pub(crate) fn of(mut figures: Vec<f64>) -> Option<Self> {
+    #[must_use]
+    pub fn of(mut figures: Vec<f64>) -> Option<Self> {
         figures.sort_by(f64::total_cmp);
         let at = |quarters: usize| figures.get((figures.len().checked_sub(1)? * quarters + 2) / 4).copied();
         Some(Self { median: at(2)?, low: at(1)?, high: at(3)? })
     }
 
     /// Of some figures, each as a share of that of the same round.
-    pub(crate) fn of_shares(figures: &[f64], wholes: &[f64]) -> Option<Self> {
+    #[must_use]
+    pub fn of_shares(figures: &[f64], wholes: &[f64]) -> Option<Self> {
         Self::of(figures.iter().zip(wholes).map(|(figure, whole)| figure / whole).collect())
     }
 
     /// Each of them changed.
-    pub(crate) fn map(self, change: impl Fn(f64) -> f64) -> Self {
+    #[must_use]
+    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
         let Self { median, low, high } = self;
         Self { median: change(median), low: change(low), high: change(high) }
     }
 }
 
 /// The numbers below `count`, beginning with another one each round.
-pub(crate) fn rotated(count: usize, round: u32) -> impl Iterator<Item = usize> {
+pub fn rotated(count: usize, round: u32) -> impl Iterator<Item = usize> {
     let start = usize::try_from(round).unwrap_or_default();
     (0..count).map(move |at| (at + start) % count)
 }

@@ -1,8 +1,8 @@
-//! Requests, one after the other on each of several connections.
+//! Requests, one after the other on each of several connections, or sockets for datagrams.
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -12,84 +12,109 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
 use serde::Serialize;
-use sluice_tests::traffic::PATIENCE;
 use socket2::{Domain, Socket, Type};
 
-use crate::{
+use super::{
     message::{REQUEST, RESPONSE, ROOM},
-    time,
+    time::{self, SoftirqThread},
 };
+use crate::traffic::PATIENCE;
 
 /// How long a connection lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Life {
+pub enum Life {
     /// As long as the measurement.
     KeepAlive,
     /// For one request.
     OneRequest,
 }
 
-impl Life {
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::KeepAlive => "Requests over connections that stay",
-            Self::OneRequest => "Requests with a connection each",
-        }
-    }
+/// What requests go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Transport {
+    /// TCP connections.
+    Tcp,
+    /// UDP sockets, each connected to the server.
+    Udp,
 }
 
 /// What is to be measured.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Load {
+pub struct Load {
     /// Whom to ask.
-    pub(crate) to: SocketAddr,
+    pub to: SocketAddr,
+    /// By what.
+    pub transport: Transport,
     /// How long connections live.
-    pub(crate) life: Life,
+    pub life: Life,
     /// How many of them there are at a time.
-    pub(crate) connections: usize,
+    pub connections: usize,
     /// For how long requests count, after a tenth of that in which they do not.
-    pub(crate) duration: Duration,
+    pub duration: Duration,
+    /// What works for them beside this process.
+    pub softirq: SoftirqThread,
 }
 
 /// What was measured.
-#[derive(Debug)]
-pub(crate) struct Sample {
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
     /// Requests that were answered.
-    pub(crate) requests: f64,
+    pub requests: f64,
     /// In which time.
-    pub(crate) elapsed: Duration,
-    /// CPU time of this process meanwhile.
-    pub(crate) cpu: Duration,
+    pub elapsed: Duration,
+    /// CPU time of this process meanwhile, and of the kernel's thread that takes packets.
+    pub cpu: Duration,
     /// What half of the requests did not exceed, in seconds; with their connections, if they had them to themselves.
-    pub(crate) p50: f64,
+    pub p50: f64,
     /// What 99 of 100 requests did not exceed.
-    pub(crate) p99: f64,
+    pub p99: f64,
+    /// What 999 of 1000 requests did not exceed.
+    pub p999: f64,
     /// Connections that were opened, also for requests that do not count.
-    pub(crate) opened: u64,
+    pub opened: u64,
+}
+
+impl Sample {
+    /// Requests per second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.requests / self.elapsed.as_secs_f64()
+    }
+
+    /// Seconds of CPU time per request.
+    #[must_use]
+    pub fn cpu_each(&self) -> f64 {
+        self.cpu.as_secs_f64() / self.requests
+    }
 }
 
 /// Measures from where the calling thread is.
-pub(crate) fn run(load: Load) -> Result<Sample> {
+///
+/// # Errors
+///
+/// If the server does not answer, or says something else than it should.
+pub fn run(load: Load) -> Result<Sample> {
     let mut client = Client::open(load)?;
     client.ask_for(load.duration / 10)?;
     client.latencies.clear();
-    let (start, cpu) = (Instant::now(), time::of_process()?);
+    let (start, cpu) = (Instant::now(), time::of_work(load.softirq)?);
     client.ask_for(load.duration)?;
-    let (elapsed, cpu) = (start.elapsed(), time::of_process()? - cpu);
+    let (elapsed, cpu) = (start.elapsed(), time::of_work(load.softirq)? - cpu);
     let Client { mut latencies, opened, .. } = client;
     latencies.sort_by(f64::total_cmp);
     let most =
-        |hundredths: usize| latencies.get(latencies.len().saturating_sub(1) * hundredths / 100).copied();
-    let (Some(p50), Some(p99)) = (most(50), most(99)) else {
+        |thousandths: usize| latencies.get(latencies.len().saturating_sub(1) * thousandths / 1000).copied();
+    let (Some(p50), Some(p99), Some(p999)) = (most(500), most(990), most(999)) else {
         bail!("{} answered nothing in {elapsed:?}", load.to);
     };
-    Ok(Sample { requests: latencies.len() as f64, elapsed, cpu, p50, p99, opened })
+    Ok(Sample { requests: latencies.len() as f64, elapsed, cpu, p50, p99, p999, opened })
 }
 
 /// A connection and its request.
 struct Connection {
-    stream: TcpStream,
+    socket: Socket,
     began: Instant,
     is_asked: bool,
     received: usize,
@@ -124,20 +149,25 @@ impl Client {
 
     fn connect(&mut self, index: usize) -> Result<Connection> {
         let began = Instant::now();
-        let Load { to, .. } = self.load;
-        let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), None)?;
-        // Closed with a reset: neither end remembers the connection, and so no port of this end stays occupied.
-        socket.set_linger(Some(Duration::ZERO))?;
+        let Load { to, transport, .. } = self.load;
+        let kind = match transport {
+            Transport::Tcp => Type::STREAM,
+            Transport::Udp => Type::DGRAM,
+        };
+        let socket = Socket::new(Domain::for_address(to), kind.nonblocking(), None)?;
+        if transport == Transport::Tcp {
+            // Closed with a reset: neither end remembers the connection, and so no port of this end stays occupied.
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
         match socket.connect(&to.into()) {
             Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
             result => result.with_context(|| format!("connect to {to}"))?,
         }
-        let stream = TcpStream::from(socket);
         // Told once when it is connected, and once of each answer: nothing has to be said to the kernel in between.
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        self.epoll.add(&stream, EpollEvent::new(both, u64::try_from(index)?))?;
+        self.epoll.add(&socket, EpollEvent::new(both, u64::try_from(index)?))?;
         self.opened += 1;
-        Ok(Connection { stream, began, is_asked: false, received: 0 })
+        Ok(Connection { socket, began, is_asked: false, received: 0 })
     }
 
     /// Asks for as long as that.
@@ -187,14 +217,14 @@ impl Client {
 impl Connection {
     fn ask(&mut self) -> Result<()> {
         self.received = 0;
-        self.stream.write_all(REQUEST)?;
+        self.socket.write_all(REQUEST)?;
         self.is_asked = true;
         Ok(())
     }
 
     /// Whether the answer is complete.
     fn hear(&mut self, buffer: &mut [u8; ROOM]) -> Result<bool> {
-        let count = match self.stream.read(&mut buffer[self.received..]) {
+        let count = match self.socket.read(&mut buffer[self.received..]) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             result => result?,
         };

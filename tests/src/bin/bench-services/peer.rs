@@ -1,0 +1,104 @@
+//! Who is compared with whom.
+
+use std::process::{Command, Stdio};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// A way to a backend, and who paves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Peer {
+    /// The client names the pod, on nodes without any proxy.
+    Direct,
+    /// Sluice, with the clients' sockets served (`--socket-lb=on`).
+    Sluice,
+    /// Sluice, by packets.
+    SluicePackets,
+    /// kube-proxy's mode iptables, by the iptables that speaks to nf_tables.
+    #[value(alias = "iptables-nft")]
+    Iptables,
+    /// kube-proxy's mode iptables, by the legacy iptables.
+    IptablesLegacy,
+    /// kube-proxy's mode nftables.
+    Nftables,
+}
+
+impl Peer {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Direct,
+        Self::Sluice,
+        Self::SluicePackets,
+        Self::Iptables,
+        Self::IptablesLegacy,
+        Self::Nftables,
+    ];
+
+    /// What runs on the nodes.
+    pub(crate) const fn system(self) -> System {
+        match self {
+            Self::Direct => System::Nothing,
+            Self::Sluice | Self::SluicePackets => System::Sluice,
+            Self::Iptables => System::Iptables,
+            Self::IptablesLegacy => System::IptablesLegacy,
+            Self::Nftables => System::Nftables,
+        }
+    }
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Sluice => "Sluice",
+            Self::SluicePackets => "Sluice, by packet",
+            Self::Iptables => "iptables-nft",
+            Self::IptablesLegacy => "iptables-legacy",
+            Self::Nftables => "nftables",
+        }
+    }
+}
+
+/// What makes services on the nodes of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum System {
+    /// Nothing does.
+    Nothing,
+    /// Sluice's agents.
+    Sluice,
+    /// Rules of iptables, in nf_tables.
+    Iptables,
+    /// Rules of iptables, in its own tables.
+    IptablesLegacy,
+    /// Rules of nftables.
+    Nftables,
+}
+
+impl System {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nothing => "none",
+            Self::Sluice => "Sluice",
+            Self::Iptables => "iptables-nft",
+            Self::IptablesLegacy => "iptables-legacy",
+            Self::Nftables => "nftables",
+        }
+    }
+
+    /// The program that writes its rules, if it has any.
+    pub(crate) const fn program(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing | Self::Sluice => None,
+            Self::Iptables => Some("iptables-nft-restore"),
+            Self::IptablesLegacy => Some("iptables-legacy-restore"),
+            Self::Nftables => Some("nft"),
+        }
+    }
+
+    /// Whether what it needs is installed.
+    pub(crate) fn is_installed(self) -> bool {
+        let Some(program) = self.program() else { return true };
+        let mut asked = Command::new(program);
+        let asked = asked.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        asked.status().is_ok()
+    }
+}

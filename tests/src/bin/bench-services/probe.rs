@@ -1,0 +1,52 @@
+//! Whether a service answers, asked again and again.
+
+use std::{
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use socket2::{Domain, Socket, Type};
+
+/// How long a connection may take: many times what it does. Where nothing serves, SYNs vanish, and the next one is to follow soon.
+const ANSWER: Duration = Duration::from_millis(2);
+/// Between two questions.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// Waits until connections succeed.
+///
+/// # Errors
+///
+/// If they never do.
+pub(crate) fn wait_until_reached(to: SocketAddr, patience: Duration) -> Result<()> {
+    wait_until(to, true, patience).map(drop)
+}
+
+/// Waits until connections succeed, or no longer do. Returns when the first that was so began.
+///
+/// # Errors
+///
+/// If that is never so.
+pub(crate) fn wait_until(to: SocketAddr, is_reached: bool, patience: Duration) -> Result<Instant> {
+    let begin = Instant::now();
+    loop {
+        let asked = Instant::now();
+        if connects(to)? == is_reached {
+            // That it is reached is known when it answers; that it is not, from when it was asked.
+            return Ok(if is_reached { Instant::now() } else { asked });
+        }
+        ensure!(
+            begin.elapsed() < patience,
+            "{to}: waited {patience:?} until connections succeed: {is_reached}"
+        );
+        thread::sleep(PAUSE);
+    }
+}
+
+fn connects(to: SocketAddr) -> Result<bool> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    // With a reset, so that neither end remembers it.
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(socket.connect_timeout(&to.into(), ANSWER).is_ok())
+}
