@@ -102,7 +102,7 @@ impl Chart {
         Ok(svg)
     }
 
-    /// As PNG, [`DENSITY`] pixels for one of the SVG's.
+    /// As PNG, `DENSITY` pixels for one of the SVG's.
     ///
     /// # Errors
     ///
