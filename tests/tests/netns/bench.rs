@@ -127,7 +127,7 @@ fn expect_services(report: &Value) -> Result<()> {
     let rows = report["rows"].as_array().context("no rows")?;
     let mut found: BTreeMap<(u64, String), BTreeSet<(String, String)>> = BTreeMap::new();
     for row in rows {
-        for figure in ["rate", "cpu", "share"] {
+        for figure in ["rate", "cpu", "share", "cpu_share"] {
             expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
         }
         let measure = row["measure"].to_string();

@@ -104,6 +104,8 @@ pub(crate) struct Row {
     pub(crate) cpu: Summary,
     /// The rate as a share of the direct way's, round by round, if that is measured.
     pub(crate) share: Option<Summary>,
+    /// The CPU time as a share of the direct way's. Where nobody else wants the CPU it says the same as the rate's share.
+    pub(crate) cpu_share: Option<Summary>,
     /// What half of the requests, 99 and 99.9 of 100 did not exceed, in microseconds.
     pub(crate) latencies: Option<[Summary; 3]>,
 }
@@ -160,9 +162,16 @@ impl Group {
     }
 
     pub(crate) fn rows(&self) -> Result<Vec<Row>> {
-        let rates = |samples: &[Sample]| samples.iter().map(|sample| sample.rate).collect::<Vec<_>>();
+        let figures = |samples: &[Sample], figure: fn(&Sample) -> f64| -> Vec<f64> {
+            samples.iter().map(figure).collect()
+        };
+        let rate: fn(&Sample) -> f64 = |sample| sample.rate;
+        let cpu: fn(&Sample) -> f64 = |sample| sample.cpu;
         let direct = self.arms.iter().find(|(peer, _)| *peer == Peer::Direct);
-        let direct = direct.map(|(_, samples)| rates(samples));
+        let share = |samples: &[Sample], figure| {
+            let (_, direct) = direct?;
+            Summary::of_shares(&figures(samples, figure), &figures(direct, figure))
+        };
         let row = |(peer, samples): &(Peer, Vec<Sample>)| -> Option<Row> {
             // Nanoseconds for each kilobyte are microseconds for each million bytes.
             let unit = if self.measure == Measure::Bulk { 1e12 } else { 1e6 };
@@ -175,9 +184,10 @@ impl Group {
                 measure: self.measure,
                 path: self.path,
                 peer: *peer,
-                rate: Summary::of(rates(samples))?,
-                cpu: Summary::of(samples.iter().map(|sample| sample.cpu * unit).collect())?,
-                share: direct.as_ref().and_then(|direct| Summary::of_shares(&rates(samples), direct)),
+                rate: Summary::of(figures(samples, rate))?,
+                cpu: Summary::of(figures(samples, cpu))?.map(|seconds| seconds * unit),
+                share: share(samples, rate),
+                cpu_share: share(samples, cpu),
                 latencies: latency(0).zip(latency(1)).zip(latency(2)).map(|((a, b), c)| [a, b, c]),
             })
         };

@@ -1,6 +1,7 @@
 //! Whether a service answers, asked again and again.
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
@@ -23,7 +24,8 @@ pub(crate) fn wait_until_reached(to: SocketAddr, patience: Duration) -> Result<(
     wait_until(to, true, patience).map(drop)
 }
 
-/// Waits until connections succeed, or no longer do. Returns when the first that was so began.
+/// Waits until a connection succeeds, or is refused. One that is not answered in time is neither: whoever is to answer may be busy.
+/// Returns when it was known.
 ///
 /// # Errors
 ///
@@ -32,7 +34,7 @@ pub(crate) fn wait_until(to: SocketAddr, is_reached: bool, patience: Duration) -
     let begin = Instant::now();
     loop {
         let asked = Instant::now();
-        if connects(to)? == is_reached {
+        if connects(to)? == Some(is_reached) {
             // That it is reached is known when it answers; that it is not, from when it was asked.
             return Ok(if is_reached { Instant::now() } else { asked });
         }
@@ -44,9 +46,14 @@ pub(crate) fn wait_until(to: SocketAddr, is_reached: bool, patience: Duration) -
     }
 }
 
-fn connects(to: SocketAddr) -> Result<bool> {
+/// Whether a connection succeeds or is refused; `None` if neither.
+fn connects(to: SocketAddr) -> Result<Option<bool>> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     // With a reset, so that neither end remembers it.
     socket.set_linger(Some(Duration::ZERO))?;
-    Ok(socket.connect_timeout(&to.into(), ANSWER).is_ok())
+    Ok(match socket.connect_timeout(&to.into(), ANSWER) {
+        Ok(()) => Some(true),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Some(false),
+        Err(_) => None,
+    })
 }

@@ -100,12 +100,15 @@ impl Report {
         let mut table = Table::new();
         let rate = if measure == Measure::Bulk { "Gbit/s" } else { "requests/s" };
         let cpu = if measure == Measure::Bulk { "CPU, ns/kB" } else { "CPU, µs" };
-        let head = ["path", "services", "way", rate, "% of direct", cpu];
+        let head = ["path", "services", "way", rate, "% of direct", cpu, "% more"];
         let latencies: &[_] =
             if measure == Measure::Bulk { &[] } else { &["p50, µs", "p99, µs", "p99.9, µs"] };
         table.load_preset(preset).set_header(head.iter().chain(latencies));
         for row in self.of(measure) {
-            let share = row.share.filter(|_| row.peer != Peer::Direct).map(|share| share.map(percent));
+            let beside_direct = |share: Option<Summary>, change: fn(f64) -> f64| {
+                let share = share.filter(|_| row.peer != Peer::Direct).map(|share| share.map(change));
+                share.map_or_else(String::new, |share| spread(share, 1))
+            };
             let rate = match measure {
                 Measure::Bulk => spread(row.rate.map(|bytes| bytes * 8.0 / 1e9), 1),
                 _ => spread(row.rate, 0),
@@ -115,8 +118,9 @@ impl Report {
                 if row.peer == Peer::Direct { String::new() } else { row.services.to_string() },
                 row.peer.as_str().to_owned(),
                 rate,
-                share.map_or_else(String::new, |share| spread(share, 1)),
+                beside_direct(row.share, percent),
                 spread(row.cpu, 1),
+                beside_direct(row.cpu_share, |share| percent(share - 1.0)),
             ];
             let latencies = row.latencies.into_iter().flatten().map(|latency| spread(latency, 0));
             table.add_row(cells.into_iter().chain(latencies));
@@ -185,6 +189,7 @@ mod tests {
             rate: near(rate),
             cpu: near(1e6 / rate),
             share: Some(near(rate / 10_000.0)),
+            cpu_share: Some(near(1.25)),
             latencies: Some([near(100.0), near(200.0), near(300.0)]),
         };
         let report = Report {
@@ -209,11 +214,12 @@ mod tests {
             "9500 ±950",
             "95.0 ±9.5",
             "105.3 ±10.5",
+            "25.0 ±12.5",
             "100 ±10",
             "200 ±20",
             "300 ±30",
         ];
-        assert_eq!(cells[1..10], expected);
+        assert_eq!(cells[1..11], expected);
         assert!(markdown.contains("requests had 100 %"), "{markdown}");
         assert!(markdown.contains("nftables: not installed here"), "{markdown}");
         assert!(!report.text().contains('|'), "{}", report.text());

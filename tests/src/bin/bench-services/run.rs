@@ -43,6 +43,10 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
             let mut bed = Bed::build(system, services, cpu)?;
             let start =
                 bed.start().with_context(|| format!("start {}, {services} services", system.as_str()))?;
+            if let Some(start) = start {
+                let (name, seconds) = (system.as_str(), start.seconds);
+                progress.tell(&format!("{services} services: {name} serves after {seconds:.2} s"));
+            }
             starts.push(start);
             beds.push(bed);
         }
