@@ -35,6 +35,9 @@ struct Args {
     /// Packets of each measurement
     #[arg(long, default_value_t = 200_000)]
     packets: u32,
+    /// Only cases whose names have this in them
+    #[arg(long, default_value = "")]
+    only: String,
     /// The object with driver and floor programs
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/sluice-bench.o"))]
     object: PathBuf,
@@ -113,8 +116,12 @@ impl Bench {
         for (name, case) in [
             ("floor_parse", "parse only"),
             ("floor_miss", "parse, one hash lookup that misses"),
+            ("floor_miss_long", "the same with a key of 40 bytes, as flows have"),
             ("floor_dnat", "parse, hash lookup, DNAT with the checksum by helper"),
         ] {
+            if !case.contains(&self.args.only) {
+                continue;
+            }
             let target = find(&mut self.ebpf, name)?.fd()?.try_clone()?;
             let (median, min) = self.net(&target, &frame)?;
             cases.push(Figure { group: "floor, IPv4 TCP", case: case.to_owned(), median, min, target: None });
@@ -156,12 +163,18 @@ impl Bench {
             (Program::Ingress, "not ours, entering", frame(client, stranger, flags::ACK), 25.0),
             (Program::Egress, "not ours, leaving", frame(client, stranger, flags::ACK), 25.0),
         ] {
+            if !name.contains(&self.args.only) {
+                continue;
+            }
             let fd = self.kernel.program(program)?.fd()?.try_clone()?;
             let (median, min) = self.net(&fd, &frame)?;
             cases.push(Figure { group, case: name.to_owned(), median, min, target: Some(target) });
         }
-        let (median, min) = self.new_flows(&frame(client, vip, flags::SYN))?;
-        cases.push(Figure { group, case: "new flow".to_owned(), median, min, target: None });
+        const NEW_FLOW: &str = "new flow";
+        if NEW_FLOW.contains(&self.args.only) {
+            let (median, min) = self.new_flows(&frame(client, vip, flags::SYN))?;
+            cases.push(Figure { group, case: NEW_FLOW.to_owned(), median, min, target: None });
+        }
         self.kernel.clear_flows()
     }
 
