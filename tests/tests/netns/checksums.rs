@@ -134,12 +134,13 @@ fn checksums_that_are_still_to_be_finished_become_right() {
     expect_right_checksums(Shape::default(), Finished::ByNodes);
 }
 
-/// A node that has summed up an outer packet goes on with the sum of the inner one.
 #[test]
 fn checksums_of_packets_from_a_tunnel_stay_right() {
     expect_right_checksums(Shape { overlay: Overlay::Vxlan, ..Shape::default() }, Finished::ByEnds);
 }
 
+/// A node that has to look at the outer packet's checksum goes on with the sum of the inner packet (`CHECKSUM_COMPLETE`).
+/// Answers to those whose source was rewritten are translated in that state.
 #[test]
 fn checksums_of_packets_from_a_tunnel_become_right() {
     expect_right_checksums(Shape { overlay: Overlay::Vxlan, ..Shape::default() }, Finished::ByNodes);

@@ -53,6 +53,7 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
     for (hook, name, case) in [
         (Hook::Tc, "floor_parse", "tc: parse only"),
         (Hook::Tc, "floor_miss", "tc: parse, a hash lookup that misses"),
+        (Hook::Tc, "floor_miss_long", "tc: the same with a key of 40 bytes, as flows have"),
         (Hook::Tc, "floor_dnat", "tc: parse, hash lookup, DNAT with the checksum by helper"),
         (hooks[1], "xdp_floor_dnat", "XDP: parse, hash lookup, DNAT"),
     ] {
@@ -141,6 +142,9 @@ impl Bench<'_> {
         frame: &Frame,
         goal: Option<f64>,
     ) -> Result<()> {
+        if !self.wants(group, case) {
+            return Ok(());
+        }
         let empty = self.driver.empty(target.hook)?;
         self.driver.prepare(frame, Flows::One)?;
         self.driver.time(target, self.args.packets / 10 + 1)?;
@@ -163,6 +167,9 @@ impl Bench<'_> {
 
     /// The driver is prepared for many flows, and they exist.
     fn many(&mut self, group: &str, case: &str, target: &Target, goal: Option<f64>) -> Result<()> {
+        if !self.wants(group, case) {
+            return Ok(());
+        }
         let empty = self.driver.empty(target.hook)?;
         let packets = self.args.packets.max(MANY);
         let nets = (0..self.args.runs).map(|_| self.net(target, &empty, packets)).collect::<Result<_>>()?;
@@ -172,6 +179,10 @@ impl Bench<'_> {
 
     /// Every packet opens a flow; between measurements they are removed.
     fn new_flows(&mut self, group: &str, kernel: &mut Kernel, frame: &Frame) -> Result<()> {
+        const CASE: &str = "new flow";
+        if !self.wants(group, CASE) {
+            return Ok(());
+        }
         let target = stack_program(kernel, Program::Ingress)?;
         let empty = self.driver.empty(target.hook)?;
         let mut nets = Vec::new();
@@ -183,8 +194,12 @@ impl Bench<'_> {
             self.driver.prepare(frame, Flows::New)?;
             nets.push(gross - self.driver.time(&empty, NEW_FLOWS)?);
         }
-        self.note(group, "new flow", nets, Some(NEW));
+        self.note(group, CASE, nets, Some(NEW));
         Ok(())
+    }
+
+    fn wants(&self, group: &str, case: &str) -> bool {
+        format!("{group}: {case}").contains(&self.args.only)
     }
 
     /// Nanoseconds per packet without those of an empty program.

@@ -31,6 +31,9 @@ struct Args {
     /// Few and short measurements: shows that it runs
     #[arg(long, conflicts_with_all = ["runs", "packets"])]
     quick: bool,
+    /// Only cases whose names have this in them, the group's included
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// The object with driver and floor programs
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/sluice-bench.o"))]
     object: PathBuf,
