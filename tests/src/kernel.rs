@@ -175,6 +175,29 @@ impl Kernel {
         Ok(())
     }
 
+    /// Gives a frontend that is served a run of these slots instead.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or a table cannot be written.
+    pub fn set_slots(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: Protocol,
+        backends: &[BackendId],
+    ) -> Result<()> {
+        let base = self.next_slot;
+        for id in backends {
+            ArrayTable::<Slots>::open(&self.pins)?.put(self.next_slot, id)?;
+            self.next_slot += 1;
+        }
+        let slots = SlotRun { base, count: self.next_slot - base };
+        let key = FrontendKey::new(end(frontend), protocol);
+        let mut table = HashTable::<Frontends>::open(&self.pins)?;
+        let value = table.get(&key)?.context("no such frontend")?;
+        Ok(table.put(&key, &Frontend { slots, ..value })?)
+    }
+
     /// Writes a backend record.
     ///
     /// # Errors

@@ -141,8 +141,7 @@ impl Model {
             return (Target::default(), problems);
         }
         let slices = self.state.slices(&port.service);
-        let masquerade_all = self.options.masquerade_all;
-        (Target::new(wanted, &frontends, slices, self.state.node(), masquerade_all), problems)
+        (Target::new(wanted, &frontends, slices, self.state.node(), &self.options), problems)
     }
 
     fn plan_port(&mut self, port: &ServicePortName, target: &Target, now: Duration) -> Result<(), Misfit> {
