@@ -56,6 +56,8 @@ pub(crate) struct Programmed {
     cluster_ip: Option<Addr>,
     /// Whether connections are reset when their backend is gone, or were when they began.
     resets: bool,
+    /// Whether a frontend leads by hash, or has led so.
+    leads_by_hash: bool,
 }
 
 /// Whether the traffic counters of a service id count for the service port that has it.
@@ -90,6 +92,7 @@ impl Programmed {
             dropped: Vec::new(),
             cluster_ip: None,
             resets: false,
+            leads_by_hash: false,
         }
     }
 
@@ -101,11 +104,17 @@ impl Programmed {
     /// A frontend that it has, or is about to have, does this.
     pub(crate) fn note_terms(&mut self, flags: FrontendFlags) {
         self.resets |= flags.contains(FrontendFlags::RESET);
+        self.leads_by_hash |= flags.contains(FrontendFlags::MAGLEV);
     }
 
     /// Whether connections are reset when their backend is gone, or were when they began.
     pub(crate) const fn resets(&self) -> bool {
         self.resets
+    }
+
+    /// Whether a frontend leads by hash, or has led so.
+    pub(crate) const fn leads_by_hash(&self) -> bool {
+        self.leads_by_hash
     }
 
     /// How many backends wait until no frontend leads to them.

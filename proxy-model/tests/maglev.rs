@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proxy_common::{
+    config::NodeFlags,
     flow::TcpFlags,
     lb::{Translation, Verdict},
-    tuple::Protocol,
+    tuple::{FlowKey, Hook, Protocol},
 };
 use proxy_model::{Capacities, Model, Options, Restored};
 
 use crate::common::{
     model_on,
-    node::{Node, UPLINK, text},
+    node::{Node, UPLINK, end, text},
     objects::{apply, delete, replace, service, slice},
     settle,
 };
@@ -189,4 +190,113 @@ fn a_service_whose_table_finds_no_room_is_named_and_hurts_nobody() {
     assert_eq!(enter(&node, "198.51.100.1:40000", EXTERNAL, SYN), "10.244.2.1:8080");
     delete::<Service>(&mut node.model, "web");
     node.settle();
+}
+
+const ACK: TcpFlags = TcpFlags::ACK;
+const CLIENT: &str = "198.51.100.1:40000";
+
+/// A node that takes connections up.
+fn taking_up(numbers: impl IntoIterator<Item = u8>) -> Node {
+    let mut node = node(numbers);
+    assert!(node.model.leads_by_hash());
+    node.settings.flags = NodeFlags::TAKE_UP;
+    node
+}
+
+/// By a node that has never heard of it, and by one that has forgotten it.
+#[test]
+fn a_connection_that_is_not_known_goes_on_where_its_hash_leads() {
+    let node = taking_up(1..6);
+    for client in clients() {
+        let backend = enter(&node, &client, EXTERNAL, SYN);
+        for flags in [ACK, ACK.with(TcpFlags::FIN), TcpFlags::RST] {
+            let other = taking_up((1..6).rev());
+            assert_eq!(enter(&other, &client, EXTERNAL, flags), backend, "{flags:?}");
+            assert_eq!(enter(&other, &client, EXTERNAL, ACK), backend);
+        }
+    }
+}
+
+/// A flood of stray segments keeps no room for a day.
+#[test]
+fn what_is_taken_up_is_forgotten_soon_unless_it_goes_on() {
+    for (more, lasts) in [(0, false), (1, true)] {
+        let node = taking_up(1..6);
+        let backend = enter(&node, CLIENT, EXTERNAL, ACK);
+        (0..more).for_each(|_| assert_eq!(enter(&node, CLIENT, EXTERNAL, ACK), backend));
+        node.wait(61);
+        node.sweep();
+        let state = node.state_of(CLIENT, EXTERNAL);
+        assert_eq!(state.is_some(), lasts, "{more} more segments: {state:?}");
+    }
+}
+
+#[test]
+fn what_belongs_to_somebody_else_is_left_alone() {
+    let pass = |node: &Node, to: &str, flags| {
+        let verdict = node.enter_by(UPLINK, CLIENT, to, TCP, flags);
+        assert_eq!(verdict, Verdict::Pass, "{to} {flags:?}");
+    };
+    // As long as netfilter may have connections of services.
+    pass(&node(1..6), EXTERNAL, ACK);
+    let mut node = taking_up(1..6);
+    // Where chance led it, nothing says where it was; and a handshake that others began is theirs.
+    pass(&node, VIP, ACK);
+    pass(&node, EXTERNAL, SYN.with(ACK));
+    pass(&node, EXTERNAL, TcpFlags::default());
+    // What would be refused if it began.
+    pass(&taking_up([]), EXTERNAL, ACK);
+    assert_eq!(node.counted().drops, 0);
+    // A process has it since before the service came.
+    node.model.set_node_addresses(["203.0.113.1".parse().unwrap()]);
+    node.settle();
+    node.connected.push(FlowKey::new(end(CLIENT), end(EXTERNAL), TCP, Hook::INGRESS));
+    pass(&node, EXTERNAL, ACK);
+    node.connected.clear();
+    assert_ne!(enter(&node, CLIENT, EXTERNAL, ACK), "");
+}
+
+/// What strays behind an old connection must not catch one that its client has made to the backend itself.
+#[test]
+fn an_entry_that_is_void_or_over_takes_nothing_up() {
+    let node = taking_up(1..6);
+    let backend = enter(&node, CLIENT, EXTERNAL, SYN);
+    let leave = |flags| node.leave_by(UPLINK, &backend, CLIENT, TCP, flags, false);
+    assert!(matches!(leave(SYN.with(ACK)), Verdict::Rewrite(_)));
+    enter(&node, CLIENT, EXTERNAL, TcpFlags::RST);
+    assert_eq!(leave(SYN.with(ACK)), Verdict::Pass, "the direct connection");
+    assert_eq!(node.enter_by(UPLINK, CLIENT, EXTERNAL, TCP, ACK), Verdict::Pass);
+}
+
+#[test]
+fn packets_of_old_connections_do_not_prolong_session_affinity() {
+    let mut sticky = web();
+    let spec = sticky.spec.as_mut().unwrap();
+    spec.session_affinity = Some("ClientIP".to_owned());
+    let mut node = Node::new();
+    replace(&mut node.model, vec![sticky], vec![endpoints(1..6)]);
+    node.settle();
+    node.settings.flags = NodeFlags::TAKE_UP;
+    let expected = choices(&self::node(1..6));
+    for client in clients() {
+        assert_eq!(enter(&node, &client, EXTERNAL, ACK), expected[&client], "nobody was led by affinity yet");
+    }
+}
+
+/// The node's own address stands in for a client's towards a backend elsewhere, from the port that the client has.
+#[test]
+fn a_rewritten_source_goes_on_from_the_same_port() {
+    let mut node = taking_up(1..6);
+    node.model.set_node_addresses(["192.0.2.1".parse().unwrap()]);
+    node.settle();
+    node.settings.flags = NodeFlags::TAKE_UP;
+    let from = "198.51.100.1:20000";
+    let Verdict::Rewrite(first) = node.enter_by(UPLINK, from, EXTERNAL, TCP, ACK) else {
+        panic!("not taken up")
+    };
+    assert!(first.masquerade);
+    let backend = text(first.end);
+    let Verdict::Rewrite(new) = node.leave_by(UPLINK, from, &backend, TCP, ACK, true) else { panic!("lost") };
+    assert_eq!(text(new.end), "192.0.2.1:20000");
+    assert_eq!(enter(&node, &backend, "192.0.2.1:20000", ACK), from);
 }

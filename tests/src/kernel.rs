@@ -16,6 +16,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendFlags, BackendId, Generation},
+    config::{NodeFlags, NodeSettings},
     counters::ServiceCounters,
     device::{Device, DeviceFlags},
     drop::DropReason,
@@ -331,6 +332,17 @@ impl Kernel {
     pub fn ticks_per_second(&self) -> Result<u32> {
         let settings = ArrayTable::<Settings>::open(&self.pins)?.get(0)?.context("no settings")?;
         Ok(settings.ticks_per_second)
+    }
+
+    /// Switches something on beside sockets.
+    ///
+    /// # Errors
+    ///
+    /// If there are no settings, or they cannot be written.
+    pub fn set_flags(&mut self, flags: NodeFlags) -> Result<()> {
+        let mut table = ArrayTable::<Settings>::open(&self.pins)?;
+        let settings = table.get(0)?.context("no settings")?;
+        Ok(table.put(0, &NodeSettings { flags, ..settings })?)
     }
 
     /// A flow entry.

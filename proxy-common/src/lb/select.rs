@@ -5,7 +5,7 @@ use crate::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{BackendFlags, BackendId},
-    config::{NodeSettings, SocketFlags},
+    config::{NodeFlags, NodeSettings, SocketFlags},
     device::DeviceFlags,
     drop::DropReason,
     filter::AddressRoles,
@@ -15,7 +15,7 @@ use crate::{
     tuple::{Endpoint, Protocol},
 };
 
-use super::{Packet, Process, Tables, Verdict, Wish};
+use super::{Insert, Packet, Process, Tables, Verdict, Wish};
 
 /// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
 /// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
@@ -171,28 +171,46 @@ fn find_for_process<T: Tables>(tables: &T, process: &Process) -> Option<Frontend
 }
 
 /// Finds the service that a packet is for, and a backend of it.
+///
+/// A packet from the middle of a connection that is not known here belongs to somebody else: to netfilter, if kube-proxy
+/// translated it before the switch-over. Or another node led it, or this one forgot it; if a Maglev table says where, it goes on
+/// there, and what says anything else leaves it alone. Not so where there is an old entry (`mode`), as its tuple may be a direct
+/// connection's by now.
 #[inline(never)]
-pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
+pub(super) fn select<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Selection {
     let key = &packet.key;
-    // A packet from the middle of a connection that is not known here belongs to somebody else: to netfilter, if
-    // kube-proxy translated it before the switch-over.
-    if key.protocol != Protocol::UDP && !packet.flags.opens() {
+    let begins = packet.begins();
+    if !begins && (mode == Insert::Replace || !may_be_taken_up(tables, packet)) {
         return Selection::NOT_OURS;
     }
     let Some(frontend) = find(tables, key.destination_end(), key.protocol) else {
-        return if is_unknown_port(tables, &key.destination) {
+        return if begins && is_unknown_port(tables, &key.destination) {
             Selection::UNKNOWN_PORT
         } else {
             Selection::NOT_OURS
         };
     };
+    if !begins && !frontend.flags.contains(FrontendFlags::MAGLEV) {
+        return Selection::NOT_OURS;
+    }
     let source = packet.key.source;
     let client = Client { known_as: source, admitted_as: source, is_inside: None, packet: Some(packet) };
     let chosen = admit(tables, &client, &frontend);
     if !chosen.is_backend() {
+        if !begins {
+            return Selection::NOT_OURS;
+        }
         tables.count_drop(frontend.service, chosen.reason());
     }
     chosen.on_terms_of(&frontend)
+}
+
+/// Whether a packet that begins nothing may go on with a connection that is not known here.
+#[inline(always)]
+fn may_be_taken_up<T: Tables>(tables: &T, packet: &Packet) -> bool {
+    packet.key.protocol == Protocol::TCP
+        && packet.flags.goes_on()
+        && tables.settings().is_some_and(|settings| settings.flags.contains(NodeFlags::TAKE_UP))
 }
 
 /// The frontend that a packet addresses: its exact destination, else a NodePort (NP-02).
@@ -284,6 +302,7 @@ fn choose<T: Tables>(tables: &T, frontend: &Frontend, set: &Set, client: &Client
     // Every new connection starts the time anew, packets of old ones do not (AFF-05).
     if let Some(backend) = tables.backend(chosen.backend())
         && chosen.is_backend()
+        && client.packet.is_none_or(Packet::begins)
     {
         let mapping = Affinity { backend: chosen.backend(), generation: backend.generation, last: now };
         tables.set_affinity(&key, &mapping);

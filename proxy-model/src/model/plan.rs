@@ -145,10 +145,11 @@ impl Model {
     }
 
     fn plan_port(&mut self, port: &ServicePortName, target: &Target, now: Duration) -> Result<(), Misfit> {
-        let Self { programmed, tables, claims, pending, resets, .. } = self;
+        let Self { programmed, tables, claims, pending, resets, leads_by_hash, .. } = self;
         if let Some(entry) = programmed.get_mut(port) {
             entry.aim(target, now, tables)?;
             *resets |= entry.resets();
+            *leads_by_hash |= entry.leads_by_hash();
             for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
                 tables.unwant_frontend(key, now);
             }
@@ -164,6 +165,7 @@ impl Model {
                 return Err(error);
             }
             *resets |= entry.resets();
+            *leads_by_hash |= entry.leads_by_hash();
             tables.names.want(id, row);
             programmed.insert(port.clone(), entry);
         } else {

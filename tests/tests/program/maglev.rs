@@ -4,11 +4,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use proxy_common::{
+    config::NodeFlags,
+    flow::FlowState,
     frontend::{FrontendFlags, SlotRun},
     hash,
+    tuple::Protocol,
 };
+use sluice_tests::packets::flags;
 
-use super::bed::{Case, for_each};
+use super::bed::{Case, for_each, passed};
 
 /// A table for [`Case::backends`]: the backend of each slot.
 const TABLE: [usize; 7] = [0, 1, 0, 0, 1, 1, 0];
@@ -60,6 +64,45 @@ fn a_tuple_goes_where_its_hash_leads() {
         }
         // Four of seven slots, and three.
         ensure!(seen.iter().all(|&count| count > 25), "{seen:?}");
+        Ok(())
+    });
+}
+
+/// A segment without a flow, towards a service that leads by hash, and what is left alone all the same.
+#[test]
+fn a_stray_segment_of_tcp_goes_where_its_hash_leads() {
+    for_each_table(|case| {
+        let stray = case.frame(case.client, case.vip, flags::ACK);
+        if case.protocol != Protocol::UDP {
+            ensure!(case.ingress(&stray)? == passed(&stray), "without the agent's leave");
+        }
+        case.kernel.set_flags(NodeFlags::TAKE_UP)?;
+        for client in clients(case).into_iter().take(10) {
+            case.kernel.clear_flows()?;
+            let begun = dial(case, client)?;
+            for flags in [flags::ACK, flags::ACK | flags::FIN, flags::RST] {
+                case.kernel.clear_flows()?;
+                let stray = case.frame(case.client, case.vip, flags);
+                let out = case.ingress(&stray)?;
+                if case.protocol == Protocol::SCTP {
+                    ensure!(out == passed(&stray), "{flags:#x}: {out:02x?}");
+                    continue;
+                }
+                ensure!(out == passed(&stray.clone().to(case.backends[begun])), "{flags:#x}: {out:02x?}");
+                if case.protocol == Protocol::TCP {
+                    let state = case.flow(case.backends[begun])?.head.state;
+                    ensure!(state == FlowState::SYN_RECEIVED, "{flags:#x}: {state:?}");
+                }
+            }
+        }
+        if case.protocol == Protocol::TCP {
+            case.kernel.clear_flows()?;
+            for flags in [flags::SYN | flags::ACK, 0] {
+                let other = case.frame(case.client, case.vip, flags);
+                ensure!(case.ingress(&other)? == passed(&other), "{flags:#x}");
+            }
+            ensure!(case.kernel.flows()?.is_empty(), "{:?}", case.kernel.flows()?);
+        }
         Ok(())
     });
 }
