@@ -169,5 +169,5 @@ fn connections_of_the_nodes_own_processes_are_left_to_them() {
             kept[connection].echo(number).with_context(|| format!("{connection}, {number}"))?;
         }
         Ok(())
-    })
+    });
 }
