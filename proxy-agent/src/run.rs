@@ -13,6 +13,7 @@ mod settings;
 mod sockets;
 mod stale;
 mod sweeping;
+mod take_up;
 mod telling;
 
 use std::{
@@ -38,6 +39,7 @@ use self::{
     settings::Settings,
     sockets::Sockets,
     stale::StaleSockets,
+    take_up::TakingUp,
     telling::{Failing, Telling},
 };
 use crate::{
@@ -143,6 +145,7 @@ struct Agent {
     placing: Placing,
     sockets: Sockets,
     misfits: Misfits,
+    taking_up: TakingUp,
     moves: Moves,
     /// Why devices could not be gone through at all the last time, if they could not.
     unplaced: Option<String>,
@@ -189,6 +192,7 @@ impl Agent {
             placing: Placing::start(&pins, devices)?,
             sockets,
             misfits: Misfits::start(&pins)?,
+            taking_up: TakingUp::default(),
             moves: Moves::Pending(None),
             model: Model::with_capacities(model, restored, KernelTables::capacities(&pins)?),
             pins,
@@ -249,6 +253,9 @@ impl Agent {
         let mut failing = Failing::of(failures);
         let networks = self.model.pod_networks();
         failing.note(self.settings.set_pod_networks(networks, &self.detect_local));
+        if self.model.leads_by_hash() {
+            self.taking_up.consider(&self.pins, &mut self.settings);
+        }
         failing.note(sockets);
         failing.note(misfits);
         if written && self.model.is_synced() && !self.synced {

@@ -28,6 +28,8 @@ pub struct NodeSettings {
     pub source_ports: SourcePorts,
     /// Which processes are served at their sockets, and how.
     pub sockets: SocketSettings,
+    /// Everything else that is yes or no.
+    pub flags: NodeFlags,
 }
 
 impl NodeSettings {
@@ -41,6 +43,7 @@ impl NodeSettings {
             pod_networks: [Network::NONE; 2],
             source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
             sockets: SocketSettings::OFF,
+            flags: NodeFlags(0),
         }
     }
 
@@ -51,6 +54,19 @@ impl NodeSettings {
         Ticks(seconds.saturating_mul(self.ticks_per_second))
     }
 }
+
+/// What is switched on beside sockets, as bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct NodeFlags(pub u32);
+
+impl NodeFlags {
+    /// TCP connections to Maglev frontends that are not known here go on where their hash leads: netfilter translates none of
+    /// them.
+    pub const TAKE_UP: Self = Self(1);
+}
+
+bit_set!(NodeFlags);
 
 /// Which processes are served at their sockets, and how. 52 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

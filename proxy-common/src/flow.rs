@@ -34,6 +34,13 @@ impl TcpFlags {
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0) == Self::SYN.0
     }
+
+    /// Whether it can only belong to a connection that was opened before.
+    #[must_use]
+    #[inline(always)]
+    pub const fn goes_on(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::ACK.0) == Self::ACK.0 || self.0 & Self::RST.0 != 0
+    }
 }
 
 bit_set!(TcpFlags);
@@ -100,11 +107,16 @@ impl FlowState {
     /// Number of states.
     pub const COUNT: usize = 10;
 
-    /// The state of a flow that a packet has just opened.
+    /// The state of a flow that begins with a packet with `flags`. One that is taken up half way has to be confirmed by its
+    /// client's next packet, like a handshake: what is established is kept for a day, and a flood of stray segments must not be.
     #[must_use]
     #[inline(always)]
-    pub fn initial(protocol: Protocol) -> Self {
-        if protocol == Protocol::UDP { Self::UNREPLIED } else { Self::SYN_SENT }
+    pub fn initial(protocol: Protocol, flags: TcpFlags) -> Self {
+        match protocol {
+            Protocol::UDP => Self::UNREPLIED,
+            _ if flags.opens() => Self::SYN_SENT,
+            _ => Self::SYN_RECEIVED,
+        }
     }
 
     /// Whether no backend has answered for good yet, so that the flow may still move to another one.

@@ -91,6 +91,8 @@ impl FrontendFlags {
     pub const LOCAL_SET: Self = Self(32);
     /// TCP connections are reset when their backend is gone.
     pub const RESET: Self = Self(64);
+    /// Both runs are Maglev tables: the hash of a packet's tuple says which slot.
+    pub const MAGLEV: Self = Self(128);
 }
 
 bit_set!(
@@ -102,11 +104,12 @@ bit_set!(
         "restricted",
         "masquerade",
         "local-set",
-        "reset"
+        "reset",
+        "maglev"
     ]
 );
 
-/// A run of slots: the backends of one set. 8 bytes.
+/// A run of slots: the backends of one set, each once, or as often as its Maglev table says. 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SlotRun {
@@ -117,16 +120,16 @@ pub struct SlotRun {
 }
 
 impl SlotRun {
-    /// The slot for a random number that is uniform over `u32`; `None` without backends.
+    /// The slot for a random number or a hash that is uniform over `u32`; `None` without backends.
     ///
     /// Multiplies instead of dividing (Lemire 2019): no modulo, and at most 2^-32 per backend of bias.
     #[must_use]
     #[inline(always)]
-    pub const fn choose(self, random: u32) -> Option<u32> {
+    pub const fn choose(self, number: u32) -> Option<u32> {
         if self.count == 0 {
             return None;
         }
-        let offset = ((random as u64 * self.count as u64) >> 32) as u32;
+        let offset = ((number as u64 * self.count as u64) >> 32) as u32;
         Some(self.base.wrapping_add(offset))
     }
 }

@@ -49,6 +49,14 @@ pub struct Packet {
     pub device: u32,
 }
 
+impl Packet {
+    /// Whether it may be the first one of a flow.
+    #[inline(always)]
+    const fn begins(&self) -> bool {
+        self.key.protocol.0 == Protocol::UDP.0 || self.flags.opens()
+    }
+}
+
 /// What to do with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -109,7 +117,7 @@ pub fn ingress<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Pack
         Some(flow) if !follow(tables, packet, flow) => Insert::Replace,
         Some(flow) => return Verdict::Rewrite(flow.translation(Hook::INGRESS)),
     };
-    open(tables, packet, mode)
+    open(tables, listeners, packet, mode)
 }
 
 /// The decision for a packet that leaves the node: where it claims to come from. `masquerade` is what the ingress hook
@@ -130,7 +138,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
         return Verdict::Pass;
     }
     // A connection that got no port when it began does not get one when it is given up.
-    if packet.key.protocol != Protocol::UDP && !packet.flags.opens() {
+    if !packet.begins() && !remember::is_taken_up(tables, &packet.key) {
         return Verdict::Drop(DropReason::NoSourcePort);
     }
     match remember::masquerade(tables, packet, mode) {
@@ -229,19 +237,23 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     next != FlowState::VOID
 }
 
-/// The first packet of a flow through a service: finds the service, chooses a backend and remembers both directions.
+/// The first packet of a flow through a service, or the first that is seen here: finds the service, chooses a backend and
+/// remembers both directions.
 ///
 /// The two steps are out of line, each with a stack frame that ends before the next begins: together they would be
 /// too much for a program's stack. They answer in one register; where the packet goes is read from the new entry.
 #[inline(always)]
-fn open<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Verdict {
-    let selection = select::select(tables, packet);
+fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mode: Insert) -> Verdict {
+    let selection = select::select(tables, packet, mode);
     if let Some(verdict) = selection.refusal(packet.key.source) {
         if mode == Insert::Replace {
             // What is left of an earlier connection would catch the rest of one that begins without it.
             tables.remove_flow(&packet.key);
         }
         return verdict;
+    }
+    if !packet.begins() && own::is_of_process(tables, listeners, &packet.key) {
+        return Verdict::Pass;
     }
     match remember::remember(tables, packet, selection, mode) {
         Some(reason) => Verdict::Drop(reason),

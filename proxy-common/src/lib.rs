@@ -29,6 +29,7 @@ pub mod filter;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
+pub mod hash;
 pub mod kernel;
 pub mod lb;
 pub mod misfit;

@@ -9,12 +9,12 @@ use aya_ebpf::{
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ipv4Tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Ipv6Tuple,
     },
-    helpers::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
+    helpers::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use proxy_common::{
     addr::Addr,
     lb,
-    tuple::{Endpoint, Protocol},
+    tuple::{Endpoint, FlowKey, Protocol},
 };
 
 /// The namespace of the hook.
@@ -23,9 +23,9 @@ const CURRENT: u64 = BPF_F_CURRENT_NETNS.cast_unsigned() as u64;
 /// The sockets around a program, which is known by its context.
 pub(crate) struct Listeners(pub(crate) *mut c_void);
 
+#[expect(clippy::cast_possible_truncation, reason = "lengths of small structures")]
 impl lb::Listeners for Listeners {
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "lengths of small structures")]
     fn listens(&self, end: &Endpoint, protocol: Protocol) -> bool {
         let (words, dport) = (end.address.words(), end.port.raw());
         // From nobody, port 0: a socket that is found has no peer.
@@ -53,6 +53,34 @@ impl lb::Listeners for Listeners {
         // SAFETY: the socket was found, and is not used any more.
         unsafe { bpf_sk_release(socket.cast()) };
         is_bound
+    }
+
+    #[inline(always)]
+    fn is_connected(&self, key: &FlowKey) -> bool {
+        /// `TCP_LISTEN` (include/net/tcp_states.h).
+        const LISTEN: u32 = 10;
+        let (source, destination) = (key.source.words(), key.destination.words());
+        let (sport, dport) = (key.source_port.raw(), key.destination_port.raw());
+        // SAFETY: a structure of numbers.
+        let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
+        let length = if key.destination.is_v4() {
+            tuple.__bindgen_anon_1.ipv4 = Ipv4Tuple { saddr: source[3], daddr: destination[3], sport, dport };
+            size_of::<Ipv4Tuple>()
+        } else {
+            tuple.__bindgen_anon_1.ipv6 = Ipv6Tuple { saddr: source, daddr: destination, sport, dport };
+            size_of::<Ipv6Tuple>()
+        } as u32;
+        // What is left of a connection, or only begins, is found by this helper as well.
+        // SAFETY: a plain helper call; the tuple is as long as it says.
+        let socket = unsafe { bpf_skc_lookup_tcp(self.0, &raw mut tuple, length, CURRENT, 0) };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: a field of a socket that was found and not released yet.
+        let is_connected = unsafe { (*socket).state } != LISTEN;
+        // SAFETY: the socket was found, and is not used any more.
+        unsafe { bpf_sk_release(socket.cast()) };
+        is_connected
     }
 }
 

@@ -9,7 +9,8 @@ use proxy_common::{
 };
 
 use crate::{
-    policy::{OnRemoval, TrafficPolicy},
+    options::Options,
+    policy::{BackendSelection, OnRemoval, TrafficPolicy},
     runs::Set,
     service::ServicePort,
     sets::Sets,
@@ -72,7 +73,7 @@ impl ServicePort {
     }
 
     /// What a frontend with this access does.
-    pub(crate) fn flags(&self, access: Access, sets: &Sets, masquerade_all: bool) -> FrontendFlags {
+    pub(crate) fn flags(&self, access: Access, sets: &Sets, options: &Options) -> FrontendFlags {
         let local = self.policy(access) == TrafficPolicy::Local;
         let silent = local && sets.only_elsewhere;
         let facts = match access {
@@ -80,7 +81,7 @@ impl ServicePort {
             Access::Internal => [
                 (local, FrontendFlags::LOCAL_SET),
                 (silent, FrontendFlags::DROP_WHEN_EMPTY),
-                (masquerade_all, FrontendFlags::MASQUERADE),
+                (options.masquerade_all, FrontendFlags::MASQUERADE),
             ],
             // DEC-20 to DEC-24: clients inside always get the cluster set.
             Access::Restricted | Access::External => [
@@ -90,7 +91,10 @@ impl ServicePort {
             ],
         };
         let resets = (self.on_removal == OnRemoval::Reset, FrontendFlags::RESET);
-        let flags = facts.into_iter().chain([resets]).filter(|(holds, _)| *holds).map(|(_, flag)| flag);
+        let selection = self.selection.unwrap_or(options.backend_selection);
+        let by_hash = access != Access::Internal && selection == BackendSelection::Maglev;
+        let always = [resets, (by_hash, FrontendFlags::MAGLEV)];
+        let flags = facts.into_iter().chain(always).filter(|(holds, _)| *holds).map(|(_, flag)| flag);
         flags.fold(FrontendFlags::default(), FrontendFlags::with)
     }
 }
@@ -118,6 +122,7 @@ mod tests {
             external: Arc::new(external),
             affinity: SessionAffinity::None,
             on_removal: OnRemoval::Keep,
+            selection: None,
         }
     }
 
@@ -180,12 +185,31 @@ mod tests {
                 ..port("IPv4", "10.96.0.1", External { policy, ..External::default() })
             };
             let sets = Sets { only_elsewhere, ..Sets::default() };
+            let masquerade_all = Options { masquerade_all: true, ..Options::default() };
             let found = [Access::Internal, Access::Restricted, Access::External]
-                .map(|access| port.flags(access, &sets, false).names().collect::<Vec<_>>());
+                .map(|access| port.flags(access, &sets, &Options::default()).names().collect::<Vec<_>>());
             assert_eq!(found, expected.map(<[_]>::to_vec), "{internal:?} {policy:?}");
             let masquerades = [Access::Internal, Access::Restricted, Access::External]
-                .map(|access| port.flags(access, &sets, true).contains(FrontendFlags::MASQUERADE));
+                .map(|access| port.flags(access, &sets, &masquerade_all).contains(FrontendFlags::MASQUERADE));
             assert_eq!(masquerades, [true, false, false]);
+        }
+    }
+
+    /// Only who comes from outside is led by a table, and what the Service says comes first.
+    #[test]
+    fn external_frontends_choose_as_the_service_or_the_administrator_says() {
+        use BackendSelection::{Maglev, Random};
+        for (own, default, expected) in [
+            (None, Random, false),
+            (None, Maglev, true),
+            (Some(Random), Maglev, false),
+            (Some(Maglev), Random, true),
+        ] {
+            let port = ServicePort { selection: own, ..port("IPv4", "10.96.0.1", External::default()) };
+            let options = Options { backend_selection: default, ..Options::default() };
+            let found = [Access::Internal, Access::Restricted, Access::External]
+                .map(|access| port.flags(access, &Sets::default(), &options).contains(FrontendFlags::MAGLEV));
+            assert_eq!(found, [false, expected, expected], "{own:?} {default:?}");
         }
     }
 }

@@ -70,6 +70,8 @@ pub struct Model {
     readdressed: bool,
     /// Whether a Service has asked for its TCP connections to be reset.
     resets: bool,
+    /// Whether frontends lead by hash, or have led so.
+    leads_by_hash: bool,
     /// Of which protocols backends were retired since [`Model::take_retired`].
     retired: BTreeSet<Transport>,
     stage: Stage,
@@ -136,6 +138,7 @@ impl Model {
             leftovers,
             readdressed: false,
             resets: false,
+            leads_by_hash: false,
             retired: BTreeSet::new(),
             stage: Stage::Waiting,
         }
@@ -301,6 +304,12 @@ impl Model {
     #[must_use]
     pub const fn resets(&self) -> bool {
         self.resets
+    }
+
+    /// Whether frontends lead their clients by hash, or have led so since this model was made.
+    #[must_use]
+    pub const fn leads_by_hash(&self) -> bool {
+        self.leads_by_hash
     }
 
     /// Whether anything waits: for [`Model::plan`], for a write to be repeated, or for room in a table. The agent calls

@@ -5,6 +5,7 @@ use std::{net::IpAddr, str::FromStr};
 use crate::{
     cidr::{Cidr, ParseCidrError},
     name::Family,
+    policy::BackendSelection,
 };
 
 /// Everything that does not change while the agent runs.
@@ -22,6 +23,8 @@ pub struct Options {
     pub masquerade_all: bool,
     /// Whether `spec.externalIPs` are served (XIP-03).
     pub external_ips: bool,
+    /// How clients outside get a backend, where a Service does not say.
+    pub backend_selection: BackendSelection,
     /// Whether to tell which pods are served at their sockets.
     pub follow_pods: bool,
 }
@@ -35,6 +38,7 @@ impl Default for Options {
             detect_local: DetectLocal::default(),
             masquerade_all: false,
             external_ips: true,
+            backend_selection: BackendSelection::default(),
             follow_pods: false,
         }
     }

@@ -132,6 +132,36 @@ impl OnRemoval {
     }
 }
 
+/// How a client outside gets a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendSelection {
+    /// Any, each as likely as the others.
+    #[default]
+    Random,
+    /// The one that the hash of its packet's tuple has in a Maglev table: the same through every node that leads to the same
+    /// backends.
+    Maglev,
+}
+
+impl BackendSelection {
+    /// The annotation by which a Service asks for one.
+    const ANNOTATION: &str = "sluice.io/backend-selection";
+
+    /// From the Service's annotation; `None` if it leaves that to the node's administrator.
+    pub(crate) fn parse(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<Self> {
+        let annotations = metadata.annotations.as_ref();
+        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str)? {
+            "random" => Some(Self::Random),
+            "maglev" => Some(Self::Maglev),
+            other => {
+                let field = format!("metadata.annotations[{}]", Self::ANNOTATION);
+                report.text(field, other, "is not \"random\" or \"maglev\"; --backend-selection decides");
+                None
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -217,6 +247,31 @@ mod tests {
             let metadata = serde_json::from_value(json!({ "annotations": annotations })).unwrap();
             let mut report = Report::new(Kind::Service, &object);
             let found = OnRemoval::parse(&metadata, &mut report);
+            let errors: Vec<_> = report.finish().iter().map(ToString::to_string).collect();
+            assert_eq!((found, errors), expected, "{metadata:?}");
+        }
+    }
+
+    #[test]
+    fn the_choice_is_the_administrators_unless_the_service_says_otherwise() {
+        let complaint = |value: &str| {
+            vec![format!(
+                "Service default/web: metadata.annotations[sluice.io/backend-selection]: {value:?} is not \"random\" or \
+                 \"maglev\"; --backend-selection decides"
+            )]
+        };
+        for (annotations, expected) in [
+            (json!(null), (None, vec![])),
+            (json!({ "sluice.io/backend": "maglev" }), (None, vec![])),
+            (json!({ BackendSelection::ANNOTATION: "random" }), (Some(BackendSelection::Random), vec![])),
+            (json!({ BackendSelection::ANNOTATION: "maglev" }), (Some(BackendSelection::Maglev), vec![])),
+            (json!({ BackendSelection::ANNOTATION: "Maglev" }), (None, complaint("Maglev"))),
+            (json!({ BackendSelection::ANNOTATION: "" }), (None, complaint(""))),
+        ] {
+            let object = ObjectName { namespace: "default".to_owned(), name: "web".to_owned() };
+            let metadata = serde_json::from_value(json!({ "annotations": annotations })).unwrap();
+            let mut report = Report::new(Kind::Service, &object);
+            let found = BackendSelection::parse(&metadata, &mut report);
             let errors: Vec<_> = report.finish().iter().map(ToString::to_string).collect();
             assert_eq!((found, errors), expected, "{metadata:?}");
         }

@@ -25,9 +25,10 @@ use crate::{
     address::BackendAddress,
     error::Misfit,
     io::TablesIo,
-    policy::SessionAffinity,
+    maglev::{self, Candidate},
+    policy::{BackendSelection, SessionAffinity},
     ranges::Admissions,
-    runs::{Runs, Set},
+    runs::{Roster, Runs, Set},
     sets::Chosen,
     tables::{Failure, Tables, delete, write},
     target::Target,
@@ -55,6 +56,8 @@ pub(crate) struct Programmed {
     cluster_ip: Option<Addr>,
     /// Whether connections are reset when their backend is gone, or were when they began.
     resets: bool,
+    /// Whether a frontend leads by hash, or has led so.
+    leads_by_hash: bool,
 }
 
 /// Whether the traffic counters of a service id count for the service port that has it.
@@ -89,6 +92,7 @@ impl Programmed {
             dropped: Vec::new(),
             cluster_ip: None,
             resets: false,
+            leads_by_hash: false,
         }
     }
 
@@ -100,11 +104,17 @@ impl Programmed {
     /// A frontend that it has, or is about to have, does this.
     pub(crate) fn note_terms(&mut self, flags: FrontendFlags) {
         self.resets |= flags.contains(FrontendFlags::RESET);
+        self.leads_by_hash |= flags.contains(FrontendFlags::MAGLEV);
     }
 
     /// Whether connections are reset when their backend is gone, or were when they began.
     pub(crate) const fn resets(&self) -> bool {
         self.resets
+    }
+
+    /// Whether a frontend leads by hash, or has led so.
+    pub(crate) const fn leads_by_hash(&self) -> bool {
+        self.leads_by_hash
     }
 
     /// How many backends wait until no frontend leads to them.
@@ -122,8 +132,8 @@ impl Programmed {
             tables.backend_ids.take(wanted).ok_or(Misfit::NoRoom { table: BackendTable::NAME, wanted })?;
         let new: Backends = missing.into_iter().zip(new).collect();
         live.extend(&new);
-        let sets = Set::ALL.map(|set| members(set, &live, &target.backends));
-        let runs = match self.runs.prepare(&sets, tables) {
+        let rosters = Roster::ALL.map(|roster| roll(roster, &live, target));
+        let runs = match self.runs.prepare(&rosters, tables) {
             Ok(runs) => runs,
             Err(misfit) => {
                 new.into_values().for_each(|id| tables.backend_ids.put_back(id));
@@ -131,7 +141,7 @@ impl Programmed {
             }
         };
         self.change_backends(live, &new, &target.backends, tables);
-        self.runs.aim(runs, &sets, tables);
+        self.runs.aim(runs, &rosters, tables);
         self.admissions.aim(self.id, &target.sources, tables);
         self.change_frontends(&target.frontends, target.affinity, tables);
         self.change_cluster_ip(target.cluster_ip, now, tables);
@@ -191,13 +201,13 @@ impl Programmed {
         self.dropped.retain(|key| !self.keys.contains(key));
         for &(key, flags) in frontends {
             self.note_terms(flags);
-            let (inside, outside) = Set::of_frontend(flags);
+            let (inside, outside) = Roster::of_frontend(flags);
             let value = Frontend {
                 service: self.id,
                 flags,
                 affinity: affinity.seconds(),
                 slots: self.runs.slots(inside),
-                outside: outside.map_or(SlotRun::default(), |set| self.runs.slots(set)),
+                outside: outside.map_or(SlotRun::default(), |roster| self.runs.slots(roster)),
             };
             tables.want_frontend(key, value);
         }
@@ -282,12 +292,28 @@ impl Programmed {
     }
 }
 
-/// The backends of a set, in the one order that there is for them.
-fn members(set: Set, live: &Backends, chosen: &Chosen) -> Vec<BackendId> {
-    let is_member =
-        |address: &BackendAddress| chosen.get(address).is_some_and(|flags| flags.contains(set.flag()));
-    let mut ids: Vec<BackendId> =
-        live.iter().filter(|(address, _)| is_member(address)).map(|(_, &id)| id).collect();
-    ids.sort_unstable();
-    ids
+/// The backends of a roster, slot by slot, in the one order that there is for them; none if no frontend leads there.
+fn roll(roster: Roster, live: &Backends, target: &Target) -> Vec<BackendId> {
+    let leads_there = target.frontends.iter().any(|&(_, flags)| {
+        let (inside, outside) = Roster::of_frontend(flags);
+        inside == roster || outside == Some(roster)
+    });
+    if !leads_there {
+        return Vec::new();
+    }
+    let is_member = |address: &BackendAddress| {
+        target.backends.get(address).is_some_and(|flags| flags.contains(roster.set.flag()))
+    };
+    let members = live.iter().filter(|(address, _)| is_member(address));
+    match roster.selection {
+        BackendSelection::Random => {
+            let mut ids: Vec<BackendId> = members.map(|(_, &id)| id).collect();
+            ids.sort_unstable();
+            ids
+        }
+        BackendSelection::Maglev => {
+            let slots = maglev::table(members.map(|(&address, _)| Candidate::equal(address)).collect());
+            slots.iter().filter_map(|address| live.get(address).copied()).collect()
+        }
+    }
 }

@@ -26,8 +26,9 @@ use crate::{
     ids::{Ids, Run, Space},
     io::TablesIo,
     name::ServicePortName,
+    policy::BackendSelection,
     programmed::{Counters, Programmed},
-    runs::Set,
+    runs::Roster,
     tables::{Deletion, Failure, Tables, delete},
 };
 
@@ -199,14 +200,14 @@ impl Adopted {
             }
             None => leftovers.services.extend(tables.service_ids.claim(row.service)),
         }
-        let (inside, outside) = Set::of_frontend(row.flags);
-        let runs = [(inside, row.slots)].into_iter().chain(outside.map(|set| (set, row.outside)));
-        for (set, SlotRun { base, count }) in runs {
+        let (inside, outside) = Roster::of_frontend(row.flags);
+        let runs = [(inside, row.slots)].into_iter().chain(outside.map(|roster| (roster, row.outside)));
+        for (roster, SlotRun { base, count }) in runs {
             let run = if count == 0 { Run::EMPTY } else { Run { base, len: count } };
-            if owner.as_ref().is_some_and(|owner| owner.runs.is_present(set, run)) {
+            if owner.as_ref().is_some_and(|owner| owner.runs.is_present(roster, run)) {
                 continue;
             }
-            let Some(leads_to) = coherent(run, tables) else {
+            let Some(leads_to) = coherent(roster.selection, run, tables) else {
                 continue;
             };
             if tables.slot_space.claim(run).is_none() {
@@ -215,7 +216,7 @@ impl Adopted {
             match &mut owner {
                 Some(owner) => {
                     let serves = leads_to.iter().all(|&service| service == owner.id);
-                    owner.runs.adopt(set, run, serves);
+                    owner.runs.adopt(roster, run, serves);
                 }
                 None => leftovers.runs.push(run),
             }
@@ -236,14 +237,15 @@ impl Adopted {
     }
 }
 
-/// The services of the backends in a run; `None` unless they are different backends, all alive.
-fn coherent(run: Run, tables: &Tables) -> Option<HashSet<ServiceId>> {
+/// The services of the backends in a run; `None` unless they are all alive, and different backends where each stands once.
+fn coherent(selection: BackendSelection, run: Run, tables: &Tables) -> Option<HashSet<ServiceId>> {
     let mut seen = HashSet::new();
     let mut services = HashSet::new();
     for id in tables.contents(run) {
         let id = id?;
         let row = tables.backends.actual(&id.0)?;
-        if !row.flags.contains(BackendFlags::LIVE) || !seen.insert(id) {
+        let is_repeated = !seen.insert(id) && selection == BackendSelection::Random;
+        if !row.flags.contains(BackendFlags::LIVE) || is_repeated {
             return None;
         }
         services.insert(row.service);

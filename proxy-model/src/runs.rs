@@ -1,4 +1,4 @@
-//! The slots of one service port: a run for each of its sets of backends.
+//! The slots of one service port: a run for each of its sets of backends, and for each way to choose of them.
 
 use proxy_common::{
     backend::{BackendFlags, BackendId},
@@ -10,6 +10,7 @@ use crate::{
     error::Misfit,
     ids::Run,
     io::TablesIo,
+    policy::BackendSelection,
     tables::{Failure, Tables, write},
 };
 
@@ -25,13 +26,6 @@ pub(crate) enum Set {
 impl Set {
     pub(crate) const ALL: [Self; 2] = [Self::Cluster, Self::Local];
 
-    /// The sets that a frontend with these flags leads to: for its clients, and for those outside the cluster if they
-    /// are set apart.
-    pub(crate) const fn of_frontend(flags: FrontendFlags) -> (Self, Option<Self>) {
-        let inside = if flags.contains(FrontendFlags::LOCAL_SET) { Self::Local } else { Self::Cluster };
-        (inside, if flags.contains(FrontendFlags::BY_ORIGIN) { Some(Self::Local) } else { None })
-    }
-
     /// The flag of the backends in it.
     pub(crate) const fn flag(self) -> BackendFlags {
         match self {
@@ -41,23 +35,60 @@ impl Set {
     }
 }
 
-/// For each set, its own. Indexed by `Set as usize`.
-pub(crate) type BySet<T> = [T; Set::ALL.len()];
+/// How the backends of a set stand in slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Roster {
+    pub(crate) set: Set,
+    pub(crate) selection: BackendSelection,
+}
+
+impl Roster {
+    /// For each set, each way.
+    pub(crate) const ALL: [Self; 2 * Set::ALL.len()] = [
+        Self { set: Set::Cluster, selection: BackendSelection::Random },
+        Self { set: Set::Local, selection: BackendSelection::Random },
+        Self { set: Set::Cluster, selection: BackendSelection::Maglev },
+        Self { set: Set::Local, selection: BackendSelection::Maglev },
+    ];
+
+    /// Where a frontend with these flags leads its clients, and those outside the cluster if they are set apart.
+    pub(crate) const fn of_frontend(flags: FrontendFlags) -> (Self, Option<Self>) {
+        let selection = if flags.contains(FrontendFlags::MAGLEV) {
+            BackendSelection::Maglev
+        } else {
+            BackendSelection::Random
+        };
+        let set = if flags.contains(FrontendFlags::LOCAL_SET) { Set::Local } else { Set::Cluster };
+        let outside = if flags.contains(FrontendFlags::BY_ORIGIN) {
+            Some(Self { set: Set::Local, selection })
+        } else {
+            None
+        };
+        (Self { set, selection }, outside)
+    }
+
+    const fn index(self) -> usize {
+        self.set as usize + Set::ALL.len() * self.selection as usize
+    }
+}
+
+/// For each of [`Roster::ALL`], its own.
+pub(crate) type ByRoster<T> = [T; Roster::ALL.len()];
 
 /// The runs of one service port.
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     /// Those that its frontends should lead to; `None` if those of an earlier run of the agent made no sense.
-    present: BySet<Option<Run>>,
+    present: ByRoster<Option<Run>>,
     /// Those that its frontends led to, or still do.
     old: Vec<Run>,
 }
 
 impl Runs {
-    /// Goes on with a run that an earlier run of the agent wrote for the set, or lets go of it once no frontend leads
+    /// Goes on with a run that an earlier run of the agent wrote for the roster, or lets go of it once no frontend leads
     /// there: nothing may overwrite it before.
-    pub(crate) fn adopt(&mut self, set: Set, run: Run, serves: bool) {
-        let present = &mut self.present[set as usize];
+    pub(crate) fn adopt(&mut self, roster: Roster, run: Run, serves: bool) {
+        let present = &mut self.present[roster.index()];
         if serves && present.is_none() {
             *present = Some(run);
         } else {
@@ -65,28 +96,28 @@ impl Runs {
         }
     }
 
-    /// Whether the set has this very run.
-    pub(crate) fn is_present(&self, set: Set, run: Run) -> bool {
-        self.present[set as usize] == Some(run)
+    /// Whether the roster has this very run.
+    pub(crate) fn is_present(&self, roster: Roster, run: Run) -> bool {
+        self.present[roster.index()] == Some(run)
     }
 
-    /// The slots of a set, as a frontend names them.
-    pub(crate) fn slots(&self, set: Set) -> SlotRun {
-        let run = self.present[set as usize].unwrap_or(Run::EMPTY);
+    /// The slots of a roster, as a frontend names them.
+    pub(crate) fn slots(&self, roster: Roster) -> SlotRun {
+        let run = self.present[roster.index()].unwrap_or(Run::EMPTY);
         SlotRun { base: run.base, count: run.len }
     }
 
-    /// Finds room for these sets: the present runs where they hold just that, new ones elsewhere. All or nothing.
+    /// Finds room for these rosters: the present runs where they hold just that, new ones elsewhere. All or nothing.
     pub(crate) fn prepare(
         &self,
-        sets: &BySet<Vec<BackendId>>,
+        rosters: &ByRoster<Vec<BackendId>>,
         tables: &mut Tables,
-    ) -> Result<BySet<Run>, Misfit> {
-        let mut runs = [Run::EMPTY; Set::ALL.len()];
-        for set in Set::ALL {
-            let ids = &sets[set as usize];
+    ) -> Result<ByRoster<Run>, Misfit> {
+        let mut runs = [Run::EMPTY; Roster::ALL.len()];
+        for roster in Roster::ALL {
+            let ids = &rosters[roster.index()];
             let same = |run: &Run| tables.contents(*run).eq(ids.iter().copied().map(Some));
-            runs[set as usize] = match self.present[set as usize].filter(same) {
+            runs[roster.index()] = match self.present[roster.index()].filter(same) {
                 Some(run) => run,
                 None => {
                     let wanted = ids.len();
@@ -101,27 +132,32 @@ impl Runs {
         Ok(runs)
     }
 
-    fn put_back(&self, runs: BySet<Run>, tables: &mut Tables) {
-        for set in Set::ALL {
-            let run = runs[set as usize];
-            if !self.is_present(set, run) {
+    fn put_back(&self, runs: ByRoster<Run>, tables: &mut Tables) {
+        for roster in Roster::ALL {
+            let run = runs[roster.index()];
+            if !self.is_present(roster, run) {
                 tables.slot_space.put_back(run);
             }
         }
     }
 
     /// Sets what was prepared.
-    pub(crate) fn aim(&mut self, runs: BySet<Run>, sets: &BySet<Vec<BackendId>>, tables: &mut Tables) {
-        for set in Set::ALL {
-            let run = runs[set as usize];
-            if self.is_present(set, run) {
+    pub(crate) fn aim(
+        &mut self,
+        runs: ByRoster<Run>,
+        rosters: &ByRoster<Vec<BackendId>>,
+        tables: &mut Tables,
+    ) {
+        for roster in Roster::ALL {
+            let run = runs[roster.index()];
+            if self.is_present(roster, run) {
                 continue;
             }
-            if let Some(old) = self.present[set as usize].replace(run) {
+            if let Some(old) = self.present[roster.index()].replace(run) {
                 tables.abandon_slots(old);
                 self.old.push(old);
             }
-            for (slot, &id) in run.indices().zip(&sets[set as usize]) {
+            for (slot, &id) in run.indices().zip(&rosters[roster.index()]) {
                 tables.slots.want(slot, id);
             }
         }

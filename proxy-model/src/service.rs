@@ -9,7 +9,7 @@ use crate::{
     error::Report,
     external::{External, parse_vip},
     name::{Family, ServicePortName, Transport, is_name},
-    policy::{OnRemoval, SessionAffinity, TrafficPolicy},
+    policy::{BackendSelection, OnRemoval, SessionAffinity, TrafficPolicy},
 };
 
 /// A Service with this label belongs to another proxy (SVC-01, SVC-02).
@@ -34,6 +34,8 @@ pub(crate) struct ServicePort {
     pub(crate) affinity: SessionAffinity,
     /// What becomes of connections when their backend is gone; only TCP's are ever reset.
     pub(crate) on_removal: OnRemoval,
+    /// How clients outside get a backend, if the Service says.
+    pub(crate) selection: Option<BackendSelection>,
 }
 
 /// The service ports of a Service; none if Sluice does not handle it. What is illegal costs its own port or family.
@@ -55,6 +57,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
     let families: Vec<(IpAddr, Arc<External>)> = families.collect();
     let affinity = SessionAffinity::parse(spec, report);
     let on_removal = OnRemoval::parse(&service.metadata, report);
+    let selection = BackendSelection::parse(&service.metadata, report);
     let mut seen = BTreeSet::new();
     let mut ports = Vec::new();
     for (at, port) in spec.ports.iter().flatten().enumerate() {
@@ -80,6 +83,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             external: Arc::clone(external),
             affinity,
             on_removal: if transport == Transport::Tcp { on_removal } else { OnRemoval::Keep },
+            selection,
         }));
     }
     ports.shrink_to_fit();

@@ -10,6 +10,7 @@ use crate::{
     endpoint::Slice,
     frontends::Access,
     node::ThisNode,
+    options::Options,
     policy::SessionAffinity,
     ranges::admitted,
     service::ServicePort,
@@ -38,10 +39,10 @@ impl Target {
         frontends: &[(FrontendKey, Access)],
         slices: impl Iterator<Item = &'a Slice>,
         node: &ThisNode,
-        masquerade_all: bool,
+        options: &Options,
     ) -> Self {
         let sets = choose(wanted, frontends, slices, node);
-        let flags = |access| wanted.flags(access, &sets, masquerade_all);
+        let flags = |access| wanted.flags(access, &sets, options);
         Self {
             frontends: frontends.iter().map(|&(key, access)| (key, flags(access))).collect(),
             affinity: wanted.affinity,

@@ -9,6 +9,7 @@ mod external;
 mod flow;
 mod health;
 mod journeys;
+mod maglev;
 mod outside;
 mod own_address;
 mod pods;

@@ -61,6 +61,7 @@ fn contents(pins: &Pins) -> Result<Contents> {
             .map(|backend| backend.map_or_else(|| "nobody".to_owned(), |b| format!("{:?}", b.end())))
             .collect();
         ends.sort();
+        ends.dedup();
         ends
     };
     let mut entries: BTreeSet<_> =

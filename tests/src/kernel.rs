@@ -17,6 +17,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendFlags, BackendId, Generation},
+    config::{NodeFlags, NodeSettings},
     counters::ServiceCounters,
     device::{Device, DeviceFlags},
     drop::DropReason,
@@ -206,6 +207,29 @@ impl Kernel {
         Ok(())
     }
 
+    /// Gives a frontend that is served a run of these slots instead.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or a table cannot be written.
+    pub fn set_slots(
+        &mut self,
+        frontend: SocketAddr,
+        protocol: Protocol,
+        backends: &[BackendId],
+    ) -> Result<()> {
+        let base = self.next_slot;
+        for id in backends {
+            ArrayTable::<Slots>::open(&self.pins)?.put(self.next_slot, id)?;
+            self.next_slot += 1;
+        }
+        let slots = SlotRun { base, count: self.next_slot - base };
+        let key = FrontendKey::new(end(frontend), protocol);
+        let mut table = HashTable::<Frontends>::open(&self.pins)?;
+        let value = table.get(&key)?.context("no such frontend")?;
+        Ok(table.put(&key, &Frontend { slots, ..value })?)
+    }
+
     /// Writes a backend record.
     ///
     /// # Errors
@@ -348,6 +372,17 @@ impl Kernel {
     pub fn ticks_per_second(&self) -> Result<u32> {
         let settings = ArrayTable::<Settings>::open(&self.pins)?.get(0)?.context("no settings")?;
         Ok(settings.ticks_per_second)
+    }
+
+    /// Switches something on beside sockets.
+    ///
+    /// # Errors
+    ///
+    /// If there are no settings, or they cannot be written.
+    pub fn set_flags(&mut self, flags: NodeFlags) -> Result<()> {
+        let mut table = ArrayTable::<Settings>::open(&self.pins)?;
+        let settings = table.get(0)?.context("no settings")?;
+        Ok(table.put(0, &NodeSettings { flags, ..settings })?)
     }
 
     /// A flow entry.

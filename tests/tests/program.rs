@@ -9,6 +9,7 @@ mod program {
     mod events;
     mod flows;
     mod load;
+    mod maglev;
     mod packets;
     mod reset;
     mod tables;

@@ -48,7 +48,7 @@ pub use self::{
     notes::Note,
     options::node_name,
     problem::{ConfigError, Problem},
-    sluice::{BPFFS, SluiceOptions, SocketLb},
+    sluice::{BPFFS, Selection, SluiceOptions, SocketLb},
 };
 
 /// What to do.

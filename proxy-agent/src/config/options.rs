@@ -68,6 +68,7 @@ impl Configuration {
                 detect_local,
                 masquerade_all: config.masquerade_all(),
                 external_ips: own.serve_external_ips.unwrap_or(gates::external_ips(&config.feature_gates)),
+                backend_selection: own.backend_selection.unwrap_or_default().into(),
                 follow_pods: pods != PodReasons::NONE,
             },
             devices: DeviceRules { classes, pods: pod_devices, xdp: own.xdp.unwrap_or_default() },
@@ -162,6 +163,8 @@ fn includes_loopback(addresses: &NodePortAddresses) -> bool {
 mod tests {
     use std::net::SocketAddr;
 
+    use proxy_model::BackendSelection;
+
     use super::{super::tests::load, *};
     use crate::datapath::Capacities;
 
@@ -206,6 +209,7 @@ mod tests {
             "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
             "--masquerade-all",
             "--serve-external-ips=false",
+            "--backend-selection=maglev",
             "--node-port-range=30000+99",
             "--local-client-devices=tun0,vpn*",
             "--local-client-devices",
@@ -220,6 +224,7 @@ mod tests {
         let expected = DetectLocal::ClusterCidr(networks(&["10.244.0.0/16", "fd00:10:244::/56"]));
         assert_eq!(model.detect_local, expected);
         assert!(model.masquerade_all && !model.external_ips);
+        assert_eq!(model.backend_selection, BackendSelection::Maglev);
         assert_eq!(options.node_ports.ends(), (30_000, 30_099));
         let names = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         assert_eq!(options.devices.classes.local_clients, names(&["tun0", "vpn*", "ext0"]));

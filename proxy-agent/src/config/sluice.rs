@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use proxy_model::BackendSelection;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -80,6 +81,12 @@ pub struct SluiceOptions {
     )]
     #[serde(rename = "serveExternalIPs", skip_serializing_if = "Option::is_none")]
     pub serve_external_ips: Option<bool>,
+    /// How clients of NodePorts, external IPs and load balancers' addresses get a backend, where a Service does not say by the
+    /// annotation `sluice.io/backend-selection`. `random`: any, each as likely as the others. `maglev`: the one that a hash of
+    /// its address and port has in a table, the same through every node [default: random]
+    #[arg(long, value_name = "random|maglev", value_enum, help_heading = "Services")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend_selection: Option<Selection>,
     /// How long after an audit of the kernel's tables the next one begins, which restores what somebody else has changed; 0:
     /// there is none [default: 5m]
     #[arg(long, value_name = "DURATION", help_heading = "Services")]
@@ -143,6 +150,26 @@ pub enum SocketLb {
     HostOnly,
 }
 
+/// How clients outside get a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// Any.
+    #[default]
+    Random,
+    /// The one that a Maglev table has for it.
+    Maglev,
+}
+
+impl From<Selection> for BackendSelection {
+    fn from(selection: Selection) -> Self {
+        match selection {
+            Selection::Random => Self::Random,
+            Selection::Maglev => Self::Maglev,
+        }
+    }
+}
+
 impl SluiceOptions {
     /// These, and where they say nothing, those.
     #[must_use]
@@ -156,6 +183,7 @@ impl SluiceOptions {
             uplink_devices: self.uplink_devices.or(file.uplink_devices),
             node_port_range: self.node_port_range.or(file.node_port_range),
             serve_external_ips: self.serve_external_ips.or(file.serve_external_ips),
+            backend_selection: self.backend_selection.or(file.backend_selection),
             audit_interval: self.audit_interval.or(file.audit_interval),
             socket_lb: self.socket_lb.or(file.socket_lb),
             cgroup: self.cgroup.or(file.cgroup),

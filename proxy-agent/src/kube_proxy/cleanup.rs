@@ -114,7 +114,8 @@ impl Outcome {
         }
         let others_translate = netfilter.translates_for_others(family)
             || contents.iter().any(|(_, content)| content.translates_for_others());
-        let connections = if others_translate { Ok(0) } else { hold::connections(family) };
+        let connections =
+            if others_translate { Ok(0) } else { hold::connections(family).map(|found| found.len()) };
         let connections = match connections {
             Ok(connections) => connections,
             Err(source) => {

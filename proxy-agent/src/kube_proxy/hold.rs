@@ -5,7 +5,11 @@
 //! else has such a rule, an empty chain and a rule that no packet meets stay in place of kube-proxy's, until nobody
 //! needs them.
 
-use std::io;
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
 use netlink_packet_core::NLA_F_NESTED;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -47,24 +51,60 @@ pub(super) fn requests(family: NetfilterFamily) -> Vec<Body> {
     vec![nftables::new_table(&table), hooked, nftables::new_chain(&table, UNREACHED), rule]
 }
 
-/// How many TCP connections are under way to another address than they were made to.
-pub(super) fn connections(family: NetfilterFamily) -> io::Result<usize> {
+/// To whom TCP connections were made that are under way to another address: `None` where that cannot be read, which counts as
+/// a connection.
+pub(super) fn connections(family: NetfilterFamily) -> io::Result<Vec<Option<SocketAddr>>> {
     // include/uapi/linux/netfilter/nfnetlink_conntrack.h.
     const GET: u16 = 1 << 8 | 1;
-    let list = nftables::request(GET, family);
-    let found =
-        Netlink::open(NETLINK_NETFILTER)?.list(&list, |body| is_translated(body, family).then_some(()));
-    found.map(|found| found.len())
+    const STATUS_MASK: u16 = 26;
+    let wanted = DESTINATION_TRANSLATED.to_be_bytes();
+    let list = nftables::request(GET, family).with(STATUS, &wanted).with(STATUS_MASK, &wanted);
+    let translated = |body: &Body| is_translated(body, family).then(|| made_to(body));
+    Netlink::open(NETLINK_NETFILTER)?.list(&list, translated)
+}
+
+/// To whom TCP connections of either family were made that netfilter leads elsewhere; none where nothing tracks connections.
+///
+/// # Errors
+///
+/// If they cannot be listed.
+pub(crate) fn translated() -> io::Result<Vec<Option<SocketAddr>>> {
+    if !Path::new("/proc/sys/net/netfilter/nf_conntrack_count").exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = connections(NetfilterFamily::IP)?;
+    found.append(&mut connections(NetfilterFamily::IP6)?);
+    Ok(found)
+}
+
+/// Attributes of a connection.
+const ORIGINAL: u16 = 1;
+const STATUS: u16 = 3;
+
+/// include/uapi/linux/netfilter/nf_conntrack_common.h.
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
+
+/// Whom a connection was made to.
+fn made_to(body: &Body) -> Option<SocketAddr> {
+    const IP: u16 = 1;
+    const V4_DESTINATION: u16 = 2;
+    const V6_DESTINATION: u16 = 4;
+    const PROTOCOL: u16 = 2;
+    const DESTINATION_PORT: u16 = 3;
+    let (_, tuple) = body.attributes(nftables::HEAD).find(|(kind, _)| *kind == ORIGINAL)?;
+    let addresses = inside(tuple, IP)?;
+    let v4 = || inside(addresses, V4_DESTINATION).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+    let v6 = || inside(addresses, V6_DESTINATION).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    let ip = v4().map(IpAddr::from).or_else(|| v6().map(IpAddr::from))?;
+    let port = inside(inside(tuple, PROTOCOL)?, DESTINATION_PORT)?;
+    Some(SocketAddr::new(ip, u16::from_be_bytes(port.try_into().ok()?)))
 }
 
 /// Whether a message describes such a connection.
 fn is_translated(body: &Body, family: NetfilterFamily) -> bool {
-    const STATUS: u16 = 3;
     const PROTOCOL: u16 = 4;
     const TCP: u16 = 1;
     const TCP_STATE: u16 = 1;
-    /// include/uapi/linux/netfilter/nf_conntrack_common.h.
-    const DESTINATION_TRANSLATED: u32 = 1 << 5;
     /// From the first SYN to the wait for the second FIN (nf_conntrack_tcp.h).
     const UNDER_WAY: std::ops::RangeInclusive<u8> = 1..=5;
     let (mut is_translated, mut is_under_way) = (false, false);
@@ -104,5 +144,22 @@ mod tests {
         assert!(!is_translated(&connection(IP, 0x1ae, 7), IP));
         assert!(!is_translated(&connection(NetfilterFamily::IP6, 0x1ae, 3), IP));
         assert!(!is_translated(&nftables::request(0, IP).with(3, &0x1aeu32.to_be_bytes()), IP));
+    }
+
+    #[test]
+    fn connections_tell_whom_they_were_made_to() {
+        let port = Body::new(0, &[]).with(3, &80u16.to_be_bytes());
+        let made_to_ip = |kind, ip: &[u8]| {
+            let addresses = Body::new(0, &[]).with(kind, ip);
+            let tuple = Body::new(0, &[])
+                .with(1 | NLA_F_NESTED, addresses.bytes())
+                .with(2 | NLA_F_NESTED, port.bytes());
+            let body = nftables::request(0, NetfilterFamily::IP).with(1 | NLA_F_NESTED, tuple.bytes());
+            made_to(&body).map(|end| end.to_string())
+        };
+        assert_eq!(made_to_ip(2, &[192, 0, 2, 1]).as_deref(), Some("192.0.2.1:80"));
+        let v6 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        assert_eq!(made_to_ip(4, &v6).as_deref(), Some("[2001:db8::1]:80"));
+        assert_eq!(made_to_ip(2, &v6), None);
     }
 }

@@ -27,6 +27,7 @@ pub use self::{
     outcome::{Outcome, Removed, Unremoved},
 };
 pub(crate) use self::{
+    hold::translated,
     ipvs::{DEVICE as IPVS_DEVICE, has_device as has_ipvs_device, services as ipvs_services},
     leftovers::{in_legacy_tables, in_netfilter, netfilter_chains},
 };

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use proxy_common::{
-    config::{Network, NodeSettings, SocketSettings, SourcePorts, TimeoutSettings, Timeouts},
+    config::{Network, NodeFlags, NodeSettings, SocketSettings, SourcePorts, TimeoutSettings, Timeouts},
     tables::Settings as Table,
 };
 use proxy_model::DetectLocal;
@@ -73,6 +73,7 @@ impl Settings {
             source_ports: source_ports(node_ports),
             pod_networks: found.pod_networks,
             sockets: found.sockets,
+            flags: found.flags,
             ..NodeSettings::new(found.ticks_per_second)
         };
         table.put(0, &current)?;
@@ -104,6 +105,16 @@ impl Settings {
             return Ok(());
         }
         self.put(NodeSettings { sockets, ..self.current })
+    }
+
+    /// Whether connections that are not known go on where their hash leads.
+    pub(super) const fn take_up(&self) -> bool {
+        self.current.flags.contains(NodeFlags::TAKE_UP)
+    }
+
+    /// Lets them.
+    pub(super) fn set_take_up(&mut self) -> Result<(), TableError> {
+        self.put(NodeSettings { flags: self.current.flags.with(NodeFlags::TAKE_UP), ..self.current })
     }
 
     /// Looks whether the datapath still has them, and puts them right if not (SYNC-06). Returns whether it had them.

@@ -3,7 +3,7 @@
 mod print;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -203,13 +203,16 @@ impl Reader {
         })
     }
 
+    /// The backends in a run of slots, each once.
     fn run(&self, run: SlotRun) -> Result<Vec<BackendRow>, TableError> {
-        let mut rows = Vec::new();
+        let (mut rows, mut seen) = (Vec::new(), HashSet::new());
         for slot in run.base..run.base.saturating_add(run.count) {
             let Some(id) = self.slots.get(slot)? else {
                 break;
             };
-            if let Some(backend) = self.backends.get(id.0)? {
+            if seen.insert(id)
+                && let Some(backend) = self.backends.get(id.0)?
+            {
                 rows.push(BackendRow {
                     id: id.0,
                     address: SocketAddr::new(backend.address.to_ip(), backend.port.to_host()),

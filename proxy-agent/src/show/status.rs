@@ -5,7 +5,7 @@ mod print;
 mod sockets;
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashSet, btree_map::Entry},
     net::IpAddr,
 };
 
@@ -15,11 +15,11 @@ use proxy_common::{
     device::{Device as DeviceFacts, DeviceFlags},
     drop::DropReason,
     flow::Direction,
-    frontend::ServiceId,
+    frontend::{Frontend, FrontendFlags, ServiceId},
     misfit::Misfit,
     tables::{
         Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Misfits, Passages,
-        Pods, ServiceDrops, ServiceNames, Settings, Sockets, SourceRanges, Table, XdpDevices,
+        Pods, ServiceDrops, ServiceNames, Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
     },
     xdp::{Passage, XdpDevice, XdpStand},
 };
@@ -61,6 +61,8 @@ pub struct Status {
     pub flows: BTreeMap<&'static str, u64>,
     /// Flows whose sources are rewritten as they leave the node.
     pub rewritten_sources: u64,
+    /// Frontends whose clients are given backends by hash, out of Maglev tables.
+    pub maglev_frontends: u64,
     /// Ports that sources may be rewritten to.
     pub source_ports: u32,
     /// Packets of running flows that were met before the stack, by what became of them.
@@ -143,6 +145,13 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
     for entry in ArrayTable::<Backends>::open(pins)?.entries() {
         backends += u64::from(entry?.1.flags.contains(BackendFlags::LIVE));
     }
+    let (mut maglev_frontends, mut runs) = (0, HashSet::new());
+    for entry in HashTable::<Frontends>::open(pins)?.entries() {
+        let (_, Frontend { flags, slots, outside, .. }) = entry?;
+        maglev_frontends += u64::from(flags.contains(FrontendFlags::MAGLEV));
+        runs.extend([slots, outside]);
+    }
+    let slots = runs.iter().map(|run| u64::from(run.count)).sum();
     let settings = ArrayTable::<Settings>::open(pins)?.get(0)?;
     let counts = PerCpuTable::<Drops>::open(pins)?;
     let mut drops = BTreeMap::new();
@@ -174,6 +183,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
             row(ServiceNames::NAME, used::<ServiceNames>(pins)?),
             row(Frontends::NAME, used::<Frontends>(pins)?),
             row(Backends::NAME, backends),
+            row(Slots::NAME, slots),
             row(Addresses::NAME, used::<Addresses>(pins)?),
             row(SourceRanges::NAME, count(TrieTable::<SourceRanges>::open(pins)?.entries())?),
             row(Devices::NAME, used::<Devices>(pins)?),
@@ -187,6 +197,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
         misfits: misfits(pins)?,
         flows,
         rewritten_sources,
+        maglev_frontends,
         source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
         passages,
         drops,

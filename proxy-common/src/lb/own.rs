@@ -9,7 +9,7 @@ use crate::{
     addr::Addr,
     addresses::AddressFlags,
     filter::AddressRoles,
-    tuple::{Endpoint, Protocol},
+    tuple::{Endpoint, FlowKey, Protocol},
 };
 
 use super::{FlowRef as _, Packet, Tables, stays};
@@ -19,6 +19,15 @@ pub trait Listeners {
     /// Whether a socket waits for whoever may come to exactly this end. One that is bound to all addresses does not
     /// count, nor does one of a protocol that cannot be asked about (SCTP).
     fn listens(&self, end: &Endpoint, protocol: Protocol) -> bool;
+    /// Whether a socket has the TCP connection, or the rest of it, that a packet with this key belongs to.
+    fn is_connected(&self, key: &FlowKey) -> bool;
+}
+
+/// Whether a packet of a connection that is not known here belongs to one of the node's own, which began when its port was not
+/// the service's.
+#[inline(never)]
+pub(super) fn is_of_process<T: Tables, L: Listeners>(tables: &T, listeners: &L, key: &FlowKey) -> bool {
+    tables.roles(key.destination).contains(AddressRoles::NODE) && listeners.is_connected(key)
 }
 
 /// Whether an address that the filter says this of may be both, so that [`is_cluster_ip_of_node`] has to be asked.

@@ -34,7 +34,7 @@ pub(super) fn remember<T: Tables>(
     let key = &packet.key;
     let reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
     let made = Made { backend: chosen.backend(), generation: backend.generation, service: backend.service };
-    begin(tables, key, &reply, made);
+    begin(tables, packet, &reply, made);
     let mut flags = if chosen.resets() { FlowFlags::RESET } else { FlowFlags::default() };
     if chosen.masquerades() || needs_masquerade(tables, packet, &backend) {
         flags = flags.with(FlowFlags::MASQUERADE);
@@ -81,6 +81,13 @@ pub(super) fn is_masqueraded<T: Tables>(tables: &T, key: &FlowKey) -> bool {
     request.is_some_and(|request| request.head().flags.contains(FlowFlags::MASQUERADE))
 }
 
+/// Whether the packet has just taken up a connection half way, at the ingress hook: one that began here has its entries at the
+/// egress hook before it comes so far.
+#[inline(never)]
+pub(super) fn is_taken_up<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    tables.flow(&key.reversed()).is_some_and(|reply| reply.head().state == FlowState::SYN_RECEIVED)
+}
+
 /// Writes both entries of a flow whose source is rewritten as it leaves the node: to the address of the device that it
 /// leaves by (MASQ-09), from a port that tells its answers from all others.
 #[inline(never)]
@@ -92,7 +99,7 @@ pub(super) fn masquerade<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -
     let node = Endpoint { address, port: key.source_port };
     let reply = FlowKey::new(key.destination_end(), node, key.protocol, Hook::INGRESS);
     let nobody = Made { backend: BackendId(0), generation: Generation(0), service: ServiceId::NONE };
-    begin(tables, key, &reply, nobody);
+    begin(tables, packet, &reply, nobody);
     // The host's own sockets use ports of their own accord; what a client chose may be one of those.
     let usable =
         tables.settings().is_some_and(|settings| settings.source_ports.contains(key.source_port.to_host()));
@@ -118,13 +125,14 @@ struct Made {
     service: ServiceId,
 }
 
-/// Drafts a flow that the packet with this key has just begun, with the entry of the way back.
+/// Drafts a flow that the packet has just begun, with the entry of the way back.
 #[inline(always)]
-fn begin<T: Tables>(tables: &T, key: &FlowKey, reply: &FlowKey, made: Made) {
+fn begin<T: Tables>(tables: &T, packet: &Packet, reply: &FlowKey, made: Made) {
+    let key = &packet.key;
     let Some(mut draft) = tables.draft() else {
         return;
     };
-    let state = FlowState::initial(key.protocol);
+    let state = FlowState::initial(key.protocol, packet.flags);
     let Made { backend, generation, service } = made;
     draft.key = *key;
     draft.reply = *reply;

@@ -5,16 +5,17 @@ use crate::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{BackendFlags, BackendId},
-    config::{NodeSettings, SocketFlags},
+    config::{NodeFlags, NodeSettings, SocketFlags},
     device::DeviceFlags,
     drop::DropReason,
     filter::AddressRoles,
     frontend::{Frontend, FrontendFlags, FrontendKey, SlotRun},
+    hash,
     time::Ticks,
     tuple::{Endpoint, Protocol},
 };
 
-use super::{Packet, Process, Tables, Verdict, Wish};
+use super::{Insert, Packet, Process, Tables, Verdict, Wish};
 
 /// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
 /// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
@@ -109,15 +110,15 @@ impl Selection {
 }
 
 /// Who asks.
-struct Client {
+struct Client<'a> {
     /// As session affinity knows it: by its address, or by its network namespace (BPF-01).
     known_as: Addr,
     /// As source ranges know it.
     admitted_as: Addr,
     /// Whether it is inside the cluster, if that is known already.
     is_inside: Option<bool>,
-    /// The device that its packet came by.
-    device: u32,
+    /// Its packet, if it sent one already.
+    packet: Option<&'a Packet>,
 }
 
 /// Finds the service that a process wants to talk to, and a backend of it.
@@ -146,7 +147,7 @@ pub(super) fn select_for_process<T: Tables>(tables: &T, process: &Process) -> Se
         known_as: process.client(),
         admitted_as: settings.sockets.node_for(process.end.address),
         is_inside: Some(true),
-        device: 0,
+        packet: None,
     };
     let chosen = admit(tables, &client, &frontend);
     if chosen.is_backend() {
@@ -170,28 +171,46 @@ fn find_for_process<T: Tables>(tables: &T, process: &Process) -> Option<Frontend
 }
 
 /// Finds the service that a packet is for, and a backend of it.
+///
+/// A packet from the middle of a connection that is not known here belongs to somebody else: to netfilter, if kube-proxy
+/// translated it before the switch-over. Or another node led it, or this one forgot it; if a Maglev table says where, it goes on
+/// there, and what says anything else leaves it alone. Not so where there is an old entry (`mode`), as its tuple may be a direct
+/// connection's by now.
 #[inline(never)]
-pub(super) fn select<T: Tables>(tables: &T, packet: &Packet) -> Selection {
+pub(super) fn select<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Selection {
     let key = &packet.key;
-    // A packet from the middle of a connection that is not known here belongs to somebody else: to netfilter, if
-    // kube-proxy translated it before the switch-over.
-    if key.protocol != Protocol::UDP && !packet.flags.opens() {
+    let begins = packet.begins();
+    if !begins && (mode == Insert::Replace || !may_be_taken_up(tables, packet)) {
         return Selection::NOT_OURS;
     }
     let Some(frontend) = find(tables, key.destination_end(), key.protocol) else {
-        return if is_unknown_port(tables, &key.destination) {
+        return if begins && is_unknown_port(tables, &key.destination) {
             Selection::UNKNOWN_PORT
         } else {
             Selection::NOT_OURS
         };
     };
+    if !begins && !frontend.flags.contains(FrontendFlags::MAGLEV) {
+        return Selection::NOT_OURS;
+    }
     let source = packet.key.source;
-    let client = Client { known_as: source, admitted_as: source, is_inside: None, device: packet.device };
+    let client = Client { known_as: source, admitted_as: source, is_inside: None, packet: Some(packet) };
     let chosen = admit(tables, &client, &frontend);
     if !chosen.is_backend() {
+        if !begins {
+            return Selection::NOT_OURS;
+        }
         tables.count_drop(frontend.service, chosen.reason());
     }
     chosen.on_terms_of(&frontend)
+}
+
+/// Whether a packet that begins nothing may go on with a connection that is not known here.
+#[inline(always)]
+fn may_be_taken_up<T: Tables>(tables: &T, packet: &Packet) -> bool {
+    packet.key.protocol == Protocol::TCP
+        && packet.flags.goes_on()
+        && tables.settings().is_some_and(|settings| settings.flags.contains(NodeFlags::TAKE_UP))
 }
 
 /// The frontend that a packet addresses: its exact destination, else a NodePort (NP-02).
@@ -224,7 +243,7 @@ pub(super) fn is_unknown_port<T: Tables>(tables: &T, destination: &Addr) -> bool
 
 /// A backend for a client that the frontend admits: source ranges come first (LBSR-06, LBSR-08 as nftables mode has it).
 #[inline(always)]
-fn admit<T: Tables>(tables: &T, client: &Client, frontend: &Frontend) -> Selection {
+fn admit<T: Tables>(tables: &T, client: &Client<'_>, frontend: &Frontend) -> Selection {
     let restricted = frontend.flags.contains(FrontendFlags::RESTRICTED);
     if restricted && !tables.admits(frontend.service, client.admitted_as) {
         return Selection::NOT_IN_SOURCE_RANGES;
@@ -240,17 +259,18 @@ fn admit<T: Tables>(tables: &T, client: &Client, frontend: &Frontend) -> Selecti
         let member = if local { BackendFlags::LOCAL_SET } else { BackendFlags::CLUSTER_SET };
         Set { run: frontend.slots, member, silent: FrontendFlags::DROP_WHEN_EMPTY }
     };
-    choose(tables, frontend, &set, client.known_as)
+    choose(tables, frontend, &set, client)
 }
 
 /// Whether the client counts as inside the cluster: as a pod, if there is a way to tell, or as the node itself
 /// (DEC-20, DEC-21, DLOC).
 #[inline(always)]
-fn is_inside<T: Tables>(tables: &T, client: &Client) -> bool {
+fn is_inside<T: Tables>(tables: &T, client: &Client<'_>) -> bool {
     if let Some(known) = client.is_inside {
         return known;
     }
-    let Client { known_as: address, device, .. } = *client;
+    let Client { known_as: address, packet, .. } = *client;
+    let device = packet.map_or(0, |packet| packet.device);
     let in_networks =
         |settings: &NodeSettings| settings.pod_networks.iter().any(|network| network.contains(address));
     tables.settings().is_some_and(in_networks)
@@ -267,21 +287,22 @@ struct Set {
     silent: FrontendFlags,
 }
 
-/// The backend that the client is used to, or else any of the set, each with the same probability (LBAL-01).
+/// The backend that the client is used to, or else one of the set.
 #[inline(always)]
-fn choose<T: Tables>(tables: &T, frontend: &Frontend, set: &Set, client: Addr) -> Selection {
+fn choose<T: Tables>(tables: &T, frontend: &Frontend, set: &Set, client: &Client<'_>) -> Selection {
     if frontend.affinity == 0 {
-        return draw(tables, frontend, set);
+        return draw(tables, frontend, set, client);
     }
-    let key = AffinityKey { client, service: frontend.service };
+    let key = AffinityKey { client: client.known_as, service: frontend.service };
     let now = tables.now();
     let mut chosen = familiar(tables, frontend, set, &key, now);
     if !chosen.is_backend() {
-        chosen = draw(tables, frontend, set);
+        chosen = draw(tables, frontend, set, client);
     }
     // Every new connection starts the time anew, packets of old ones do not (AFF-05).
     if let Some(backend) = tables.backend(chosen.backend())
         && chosen.is_backend()
+        && client.packet.is_none_or(Packet::begins)
     {
         let mapping = Affinity { backend: chosen.backend(), generation: backend.generation, last: now };
         tables.set_affinity(&key, &mapping);
@@ -317,10 +338,15 @@ fn familiar<T: Tables>(
     }
 }
 
-/// Any backend of the set.
+/// Any backend of the set, each with the same probability (LBAL-01); or the one that its Maglev table has for the packet's
+/// tuple. A process that connects has no tuple yet: any slot of the table will do.
 #[inline(always)]
-fn draw<T: Tables>(tables: &T, frontend: &Frontend, set: &Set) -> Selection {
-    let Some(slot) = set.run.choose(tables.random()) else {
+fn draw<T: Tables>(tables: &T, frontend: &Frontend, set: &Set, client: &Client<'_>) -> Selection {
+    let number = match client.packet {
+        Some(packet) if frontend.flags.contains(FrontendFlags::MAGLEV) => hash::of_request(&packet.key),
+        _ => tables.random(),
+    };
+    let Some(slot) = set.run.choose(number) else {
         let silent = frontend.flags.contains(set.silent);
         return if silent { Selection::NO_LOCAL_BACKEND } else { Selection::NO_BACKEND };
     };

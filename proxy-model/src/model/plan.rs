@@ -141,15 +141,15 @@ impl Model {
             return (Target::default(), problems);
         }
         let slices = self.state.slices(&port.service);
-        let masquerade_all = self.options.masquerade_all;
-        (Target::new(wanted, &frontends, slices, self.state.node(), masquerade_all), problems)
+        (Target::new(wanted, &frontends, slices, self.state.node(), &self.options), problems)
     }
 
     fn plan_port(&mut self, port: &ServicePortName, target: &Target, now: Duration) -> Result<(), Misfit> {
-        let Self { programmed, tables, claims, pending, resets, .. } = self;
+        let Self { programmed, tables, claims, pending, resets, leads_by_hash, .. } = self;
         if let Some(entry) = programmed.get_mut(port) {
             entry.aim(target, now, tables)?;
             *resets |= entry.resets();
+            *leads_by_hash |= entry.leads_by_hash();
             for &key in entry.dropped.iter().filter(|key| claims.holder(key).is_none()) {
                 tables.unwant_frontend(key, now);
             }
@@ -165,6 +165,7 @@ impl Model {
                 return Err(error);
             }
             *resets |= entry.resets();
+            *leads_by_hash |= entry.leads_by_hash();
             tables.names.want(id, row);
             programmed.insert(port.clone(), entry);
         } else {

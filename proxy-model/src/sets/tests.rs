@@ -76,6 +76,7 @@ fn internal(internal: TrafficPolicy) -> ServicePort {
         external: Arc::default(),
         affinity: SessionAffinity::None,
         on_removal: OnRemoval::Keep,
+        selection: None,
     }
 }
 

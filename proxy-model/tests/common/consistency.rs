@@ -21,7 +21,7 @@ impl Memory {
         }
     }
 
-    /// Every frontend leads to different live backends of its own service, inside and outside; all addresses pass the
+    /// Every frontend leads to live backends of its own service, inside and outside, to each once unless tables choose; all addresses pass the
     /// filter; the service has a name; who asks for source ranges has some.
     pub(crate) fn consistency(&self) -> Result<(), String> {
         for (key, frontend) in &self.frontends {
@@ -69,7 +69,7 @@ impl Memory {
             if backend.service != frontend.service {
                 return Err(format!("{key:?}: {id:?} is another service's"));
             }
-            if !seen.insert(id) {
+            if !seen.insert(id) && !frontend.flags.contains(FrontendFlags::MAGLEV) {
                 return Err(format!("{key:?}: {id:?} is there twice"));
             }
             self.expect_role(backend.address, AddressRoles::BACKEND)?;

@@ -15,7 +15,7 @@ use proxy_common::{
     addresses::AddressFlags,
     backend::{Backend, BackendFlags, BackendId},
     filter::FilterLine,
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     pod::{CgroupId, PodEntry},
     ranges::SourceRange,
     tables::{
@@ -127,9 +127,25 @@ macro_rules! memory_table {
     };
 }
 
+/// As the others, but a slot that no frontend leads to yet says nothing, and a table has thousands of them.
+impl TableIo<Slots> for Memory {
+    fn get(&self, key: &u32) -> Result<Option<BackendId>, Refused> {
+        Ok(self.slots.get(key).copied())
+    }
+
+    fn put(&mut self, key: &u32, value: &BackendId) -> Result<(), Refused> {
+        self.attempt(Slots::NAME)?;
+        self.slots.insert(*key, *value);
+        let leads_there = |run: SlotRun| (run.base..run.base + run.count).contains(key);
+        if self.frontends.values().any(|row| leads_there(row.slots) || leads_there(row.outside)) {
+            self.check();
+        }
+        Ok(())
+    }
+}
+
 memory_table!(AddressFilter, filter);
 memory_table!(Backends, backends);
-memory_table!(Slots, slots);
 memory_table!(Frontends, frontends);
 memory_table!(ServiceNames, names);
 

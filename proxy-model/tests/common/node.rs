@@ -52,6 +52,8 @@ pub(crate) struct Node {
     draft: RefCell<Draft>,
     /// Where processes of the node listen.
     pub(crate) listeners: Vec<(Endpoint, Protocol)>,
+    /// Packets of connections that processes of the node have.
+    pub(crate) connected: Vec<FlowKey>,
     /// The cgroups that the calling process is in, from the root.
     pub(crate) cgroups: Vec<CgroupId>,
     /// How many of them were asked about.
@@ -90,6 +92,7 @@ impl Node {
             counters: RefCell::default(),
             draft: RefCell::default(),
             listeners: Vec::new(),
+            connected: Vec::new(),
             cgroups: Vec::new(),
             cgroups_asked: Cell::new(0),
             drops: RefCell::default(),
@@ -185,6 +188,13 @@ impl Node {
         needed
     }
 
+    /// How far the flow of packets that enter the node has come, if there is one.
+    pub(crate) fn state_of(&self, from: &str, to: &str) -> Option<FlowState> {
+        let flows = self.flows.borrow();
+        let of = |protocol| FlowKey::new(end(from), end(to), protocol, Hook::INGRESS);
+        flows.get(&of(Protocol::TCP)).map(|entry| entry.get().head.state)
+    }
+
     /// The agent's sweep: expired flows go.
     pub(crate) fn sweep(&self) {
         let now = self.now();
@@ -254,6 +264,10 @@ impl FlowRef for Entry {
 }
 
 impl Listeners for Node {
+    fn is_connected(&self, key: &FlowKey) -> bool {
+        self.connected.contains(key)
+    }
+
     fn listens(&self, end: &Endpoint, protocol: Protocol) -> bool {
         self.listeners.contains(&(*end, protocol))
     }

@@ -44,6 +44,9 @@ impl Memory {
         if has(FrontendFlags::RESET) {
             notes.push("reset".to_owned());
         }
+        if has(FrontendFlags::MAGLEV) {
+            notes.push("maglev".to_owned());
+        }
         if has(FrontendFlags::RESTRICTED) {
             notes.push(format!("from {}", self.render_ranges(row)));
         }
@@ -74,6 +77,7 @@ impl Memory {
             })
             .collect();
         backends.sort();
+        backends.dedup();
         match &backends[..] {
             [] if silent => "drop".to_owned(),
             [] => "refuse".to_owned(),

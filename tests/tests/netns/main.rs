@@ -30,6 +30,7 @@ mod health;
 mod kernel_clients;
 mod lifecycle;
 mod load;
+mod maglev;
 mod manifests;
 mod metrics;
 mod migrate;

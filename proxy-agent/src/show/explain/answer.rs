@@ -123,8 +123,10 @@ pub struct ChosenSet {
     pub name: &'static str,
     /// Why these.
     pub why: &'static str,
+    /// Whether the hash of the client's address and port says which of them, once session affinity has said nothing.
+    pub by_hash: bool,
     /// How many there are.
-    pub backends: u32,
+    pub backends: usize,
 }
 
 /// Whom a client is used to.

@@ -33,8 +33,7 @@ use crate::show::{
 /// Composes it, but for the flows that there are, and the node's addresses that backends see.
 pub(super) fn compose(view: &View, target: &Target, asker: &Asker, names: &Names) -> Explanation {
     let matched = decide::matched(view, &asker.client, target);
-    let slots = matched.map_or(0, |matched| matched.run.count);
-    let (path, decided) = decide(view, target, asker, slots);
+    let (path, decided) = decide(view, target, asker, matched.as_ref());
     let backends = matched.map(|matched| candidates(view, asker, &matched, &decided)).unwrap_or_default();
     let hooks = match path {
         Path::Socket => asker.socket_hooks.clone(),
@@ -61,7 +60,7 @@ pub(super) fn compose(view: &View, target: &Target, asker: &Asker, names: &Names
                 Origin { inside, why }
             },
         ),
-        set: matched.map(|matched| chosen_set(&matched)),
+        set: matched.map(|matched| chosen_set(view, &matched)),
         affinity: matched.and_then(|matched| affinity(view, asker, &matched)),
         verdict: verdict(view, target, asker, &decided, matched.as_ref(), &backends),
         backends,
@@ -72,8 +71,9 @@ pub(super) fn compose(view: &View, target: &Target, asker: &Asker, names: &Names
 
 /// Where it is decided, and to what it comes. A socket that lets its wish pass leaves it to packets; those of the node's
 /// own processes enter no device.
-fn decide(view: &View, target: &Target, asker: &Asker, slots: u32) -> (Path, Vec<Decided>) {
+fn decide(view: &View, target: &Target, asker: &Asker, matched: Option<&Matched>) -> (Path, Vec<Decided>) {
     let client = &asker.client;
+    let slots = matched.map_or(0, |matched| matched.run.count);
     if !asker.socket_hooks.is_empty() {
         let decided = decide::at_socket(view, client, target, slots);
         if decided != [Decided::Passed] {
@@ -86,7 +86,7 @@ fn decide(view: &View, target: &Target, asker: &Asker, slots: u32) -> (Path, Vec
     if asker.ingress.is_none() {
         return (Path::None, vec![Decided::Passed]);
     }
-    (Path::Tc, decide::at_ingress(view, client, target, slots))
+    (Path::Tc, decide::at_ingress(view, client, target, matched))
 }
 
 fn described(view: &View, asker: &Asker) -> Client {
@@ -128,7 +128,7 @@ fn source_ranges(view: &View, asker: &Asker, target: &Target, matched: &Matched)
     Some(SourceRanges { admitted: view.admits(service, asked), asked: asked.to_ip(), ranges })
 }
 
-fn chosen_set(matched: &Matched) -> ChosenSet {
+fn chosen_set(view: &View, matched: &Matched) -> ChosenSet {
     let flags = matched.frontend.flags;
     let by_origin = flags.contains(FrontendFlags::BY_ORIGIN);
     let (name, why) = match () {
@@ -139,7 +139,7 @@ fn chosen_set(matched: &Matched) -> ChosenSet {
         () if flags.contains(FrontendFlags::LOCAL_SET) => ("local", "internalTrafficPolicy is Local"),
         () => ("cluster", "no policy keeps the client on this node"),
     };
-    ChosenSet { name, why, backends: matched.run.count }
+    ChosenSet { name, why, by_hash: matched.is_by_hash(), backends: matched.backends(view).len() }
 }
 
 fn affinity(view: &View, asker: &Asker, matched: &Matched) -> Option<AffinityMapping> {
@@ -167,7 +167,7 @@ fn affinity(view: &View, asker: &Asker, matched: &Matched) -> Option<AffinityMap
 
 /// All backends of the service port, and which of them the decision may come to.
 fn candidates(view: &View, asker: &Asker, matched: &Matched, decided: &[Decided]) -> Vec<Candidate> {
-    let set: Vec<BackendId> = view.run(matched.run.base, matched.run.count).collect();
+    let set = matched.backends(view);
     let is_served = decided.iter().any(|decided| matches!(decided, Decided::Backend(..)));
     let candidate = |id: BackendId| {
         let record = view.backends.get(&id)?;
@@ -184,6 +184,9 @@ fn candidates(view: &View, asker: &Asker, matched: &Matched, decided: &[Decided]
         });
         let why_not = match (in_set, masqueraded) {
             (false, _) => Some(decide::why_not_in_set(view, matched, id)),
+            (true, None) if is_served && matched.is_by_hash() && matched.frontend.affinity == 0 => {
+                Some("the hash of the client's port leads to another backend".to_owned())
+            }
             (true, None) if is_served => Some("the client is used to another backend".to_owned()),
             (true, _) => None,
         };
@@ -224,6 +227,7 @@ fn verdict(
             _ => None,
         })
         .collect();
+    let at_socket = asker.client.address.is_none();
     if let [only] = served[..] {
         let continues = asker.client.port.is_some_and(|port| {
             view.flows.keys().any(|key| {
@@ -232,20 +236,27 @@ fn verdict(
                     && key.protocol == target.protocol
             })
         });
+        let by_hash = matched.is_some_and(|matched| matched.is_by_hash() && matched.frontend.affinity == 0);
         let is_one = backends.iter().filter(|row| row.in_set).count() > 1;
         let text = match () {
             () if continues => format!("goes on to {only}, where this connection has its backend"),
+            () if is_one && by_hash => format!("goes to {only}, by the hash of its address and port"),
             () if is_one => format!("goes to {only}, which the client is used to"),
             () => format!("goes to {only}, the only backend"),
         };
         return Verdict { outcome: Outcome::Served, reason: None, text };
     }
     if !served.is_empty() {
-        let text = format!("goes to one of {} backends, each as likely as the others", served.len());
+        let how = match matched {
+            Some(matched) if matched.is_by_hash() && !at_socket => {
+                "by the hash of its address and port: --from IP:PORT tells which"
+            }
+            _ => "each as likely as the others",
+        };
+        let text = format!("goes to one of {} backends, {how}", served.len());
         return Verdict { outcome: Outcome::Served, reason: None, text };
     }
     let because = |reason: DropReason| explanation(reason);
-    let at_socket = asker.client.address.is_none();
     match decided.first() {
         Some(Decided::Refused(reason)) => Verdict {
             outcome: Outcome::Refused,

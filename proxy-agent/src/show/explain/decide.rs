@@ -2,7 +2,7 @@
 //! followed from.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
 };
 
@@ -69,6 +69,18 @@ pub(super) struct Matched {
     pub(super) run: SlotRun,
     /// How these are marked.
     pub(super) member: BackendFlags,
+}
+
+impl Matched {
+    /// Whether the hash of a packet says where it goes.
+    pub(super) const fn is_by_hash(&self) -> bool {
+        self.frontend.flags.contains(FrontendFlags::MAGLEV)
+    }
+
+    /// The backends that the client may reach.
+    pub(super) fn backends(&self, view: &View) -> BTreeSet<BackendId> {
+        view.run(self.run.base, self.run.count).collect()
+    }
 }
 
 /// The end that an address and port are.
@@ -154,18 +166,39 @@ pub(super) fn matched(view: &View, client: &Client, target: &Target) -> Option<M
 /// What becomes of the client's wish at its socket. Every outcome that the dice allow, by the backend's address.
 pub(super) fn at_socket(view: &View, client: &Client, target: &Target, slots: u32) -> Vec<Decided> {
     let process = client.process(view, target.end, target.protocol);
-    outcomes(slots, |at| match lb::wish(&Trial::choosing(view, at, slots), view, &process) {
+    outcomes((0..slots.max(1)).map(|at| match lb::wish(&Trial::choosing(view, at, slots), view, &process) {
         Wish::Granted => Decided::Passed,
         Wish::Instead(end) => Decided::Backend(socket(end), false),
         Wish::Refused(reason) => Decided::Refused(reason),
         Wish::Forbidden(reason) => Decided::Dropped(reason),
-    })
+    }))
 }
 
-/// The same of a packet that enters the node.
-pub(super) fn at_ingress(view: &View, client: &Client, target: &Target, slots: u32) -> Vec<Decided> {
+/// The same of a packet that enters the node. Where its hash decides and nobody has said which port it comes from, of every
+/// port that it may come from.
+pub(super) fn at_ingress(
+    view: &View,
+    client: &Client,
+    target: &Target,
+    matched: Option<&Matched>,
+) -> Vec<Decided> {
+    let by_hash = matched.is_some_and(Matched::is_by_hash);
+    let slots = if by_hash { 1 } else { matched.map_or(0, |matched| matched.run.count) };
     let ip = client.address.unwrap_or(target.end.ip());
-    let from = SocketAddr::new(ip, client.port.unwrap_or_else(|| view.free_port(ip)));
+    match client.port {
+        None if by_hash => {
+            outcomes((1024..=u16::MAX).map(|port| from_port(view, client, target, port, 0, 1)))
+        }
+        port => {
+            let port = port.unwrap_or_else(|| view.free_port(ip));
+            outcomes((0..slots.max(1)).map(|at| from_port(view, client, target, port, at, slots)))
+        }
+    }
+}
+
+/// The same if it comes from this port and the dice choose number `at` of `slots`.
+fn from_port(view: &View, client: &Client, target: &Target, port: u16, at: u32, slots: u32) -> Decided {
+    let from = SocketAddr::new(client.address.unwrap_or(target.end.ip()), port);
     let key = FlowKey::new(end(from), end(target.end), target.protocol, Hook::INGRESS);
     // What continues a connection, if there is one from this very port.
     let flags = match target.protocol {
@@ -174,20 +207,20 @@ pub(super) fn at_ingress(view: &View, client: &Client, target: &Target, slots: u
         _ => TcpFlags::SYN,
     };
     let packet = Packet { key, flags, length: 0, device: client.device };
-    outcomes(slots, |at| match lb::ingress(&Trial::choosing(view, at, slots), view, &packet) {
+    match lb::ingress(&Trial::choosing(view, at, slots), view, &packet) {
         Decision::Pass => Decided::Passed,
         Decision::Rewrite(new) => Decided::Backend(socket(new.end), new.masquerade),
         Decision::Drop(reason) => Decided::Dropped(reason),
         Decision::Refuse(reason) => Decided::Refused(reason),
         Decision::Reset(reason) => Decided::Reset(reason),
-    })
+    }
 }
 
-/// What every throw of the dice comes to, each outcome once.
-fn outcomes(slots: u32, decide: impl Fn(u32) -> Decided) -> Vec<Decided> {
+/// Each outcome once.
+fn outcomes(all: impl Iterator<Item = Decided>) -> Vec<Decided> {
     let mut found = Vec::new();
     let mut backends = BTreeMap::new();
-    for outcome in (0..slots.max(1)).map(decide) {
+    for outcome in all {
         match outcome {
             Decided::Backend(address, masqueraded) => {
                 backends.insert(address, masqueraded);

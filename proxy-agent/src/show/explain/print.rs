@@ -28,7 +28,8 @@ impl Show for Explanation {
             line("origin", format!("{side} the cluster: {}", origin.why), None);
         }
         if let Some(set) = &self.set {
-            line("set", format!("{}, {} backends: {}", set.name, set.backends, set.why), None);
+            let how = if set.by_hash { ", chosen by hash (Maglev)" } else { "" };
+            line("set", format!("{}, {} backends: {}{how}", set.name, set.backends, set.why), None);
         }
         if let Some(text) = self.affinity_text() {
             line("affinity", text, None);

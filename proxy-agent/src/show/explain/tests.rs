@@ -101,9 +101,14 @@ impl Scene {
 
     /// What is explained to a client behind a device.
     fn explain(&self, client: &str, device: u32, to: &str) -> Explanation {
+        self.explain_from(client, None, device, to)
+    }
+
+    /// The same to one that has said which port it comes from.
+    fn explain_from(&self, client: &str, port: Option<u16>, device: u32, to: &str) -> Explanation {
         let ingress = AttachedHook { program: "sluice_ingress", id: Some(40) };
         let asker = Asker {
-            client: Client { address: Some(ip(client)), port: None, device, at_socket: false },
+            client: Client { address: Some(ip(client)), port, device, at_socket: false },
             device_name: Some(if device == PODS { "veth5" } else { "eth0" }.to_owned()),
             device_found: Some("given"),
             pod: None,
@@ -262,4 +267,36 @@ verdict   is dropped without a word: the client is in none of loadBalancerSource
          verdict   is refused at once: the Service has no such port or protocol; clients are told"
     );
     assert!(unknown.ends_with(&expected), "{unknown}");
+}
+
+#[test]
+fn a_maglev_table_leads_each_port_to_one_backend() {
+    let mut scene = Scene::new(FrontendFlags::MAGLEV);
+    for slot in 0..251 {
+        scene.view.slots.insert(10 + slot, BackendId(1 + slot % 2));
+    }
+    for frontend in scene.view.frontends.values_mut() {
+        frontend.slots = SlotRun { base: 10, count: 251 };
+    }
+    let from_any_port = scene.explain("198.51.100.7", UPLINK, NODE_PORT);
+    assert_eq!(from_any_port.set.map(|set| (set.by_hash, set.backends)), Some((true, 2)));
+    assert_eq!(
+        from_any_port.verdict.text,
+        "goes to one of 2 backends, by the hash of its address and port: --from IP:PORT tells which"
+    );
+    let reached: Vec<_> = (40_000..40_016)
+        .map(|port| {
+            let explanation = scene.explain_from("198.51.100.7", Some(port), UPLINK, NODE_PORT);
+            let possible: Vec<_> =
+                explanation.backends.iter().filter(|row| row.possible).map(|row| row.address).collect();
+            let [only] = possible[..] else { panic!("{port}: {possible:?}") };
+            let text = format!("goes to {only}, by the hash of its address and port");
+            assert_eq!(explanation.verdict.text, text);
+            let other = explanation.backends.iter().find(|row| row.in_set && !row.possible).unwrap();
+            let why = "the hash of the client's port leads to another backend";
+            assert_eq!(other.why_not.as_deref(), Some(why));
+            only
+        })
+        .collect();
+    assert!(reached.iter().any(|backend| *backend != reached[0]), "{reached:?}");
 }

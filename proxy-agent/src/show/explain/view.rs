@@ -272,4 +272,9 @@ impl Listeners for View {
     fn listens(&self, _: &Endpoint, _: Protocol) -> bool {
         self.listens
     }
+
+    /// Only new connections are explained, and those that have a flow.
+    fn is_connected(&self, _: &FlowKey) -> bool {
+        false
+    }
 }

@@ -4,7 +4,11 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use proxy_agent::datapath::Program;
-use proxy_common::{frontend::ServiceId, tuple::Protocol};
+use proxy_common::{
+    backend::BackendId,
+    frontend::{FrontendFlags, ServiceId},
+    tuple::Protocol,
+};
 use sluice_tests::{
     kernel::Kernel,
     machine,
@@ -20,6 +24,8 @@ use crate::{
 
 /// New flows of one measurement: fewer than the table holds, and than the driver can tell apart.
 const NEW_FLOWS: u32 = 100_000;
+/// Of a middling Maglev table.
+const MAGLEV_SLOTS: usize = 16_381;
 /// Flows that take turns, where there are many.
 const MANY: u32 = 1 << 16;
 const FLOOR: &str = "floor, IPv4 TCP";
@@ -114,7 +120,12 @@ impl Bench<'_> {
         if !is_tcp {
             self.many_flows(&group, &mut kernel, &frame(client, vip, 0))?;
         }
-        self.new_flows(&group, &mut kernel, &frame(client, vip, flags::SYN))
+        let opens = frame(client, vip, flags::SYN);
+        self.new_flows(&group, "new flow", &mut kernel, &opens)?;
+        kernel.template.flags = FrontendFlags::MAGLEV;
+        kernel.serve(SERVICE, vip, protocol, 1, &[backend])?;
+        kernel.set_slots(vip, protocol, &[BackendId(1); MAGLEV_SLOTS])?;
+        self.new_flows(&group, "new flow, by hash", &mut kernel, &opens)
     }
 
     /// Before the stack: somebody outside asks a NodePort whose backend is on another node.
@@ -178,9 +189,8 @@ impl Bench<'_> {
     }
 
     /// Every packet opens a flow; between measurements they are removed.
-    fn new_flows(&mut self, group: &str, kernel: &mut Kernel, frame: &Frame) -> Result<()> {
-        const CASE: &str = "new flow";
-        if !self.wants(group, CASE) {
+    fn new_flows(&mut self, group: &str, case: &str, kernel: &mut Kernel, frame: &Frame) -> Result<()> {
+        if !self.wants(group, case) {
             return Ok(());
         }
         let target = stack_program(kernel, Program::Ingress)?;
@@ -194,7 +204,7 @@ impl Bench<'_> {
             self.driver.prepare(frame, Flows::New)?;
             nets.push(gross - self.driver.time(&empty, NEW_FLOWS)?);
         }
-        self.note(group, CASE, nets, Some(NEW));
+        self.note(group, case, nets, Some(NEW));
         Ok(())
     }
 
