@@ -14,7 +14,11 @@ use aya::{
 use clap::Parser;
 use nix::time::{ClockId, clock_gettime};
 use proxy_agent::datapath::Program;
-use proxy_common::{frontend::ServiceId, tuple::Protocol};
+use proxy_common::{
+    backend::BackendId,
+    frontend::{FrontendFlags, ServiceId},
+    tuple::Protocol,
+};
 use serde::Serialize;
 use sluice_tests::{
     harness,
@@ -67,6 +71,8 @@ struct Figure {
 const RESTORED: usize = 96;
 /// New flows of one measurement: fewer than the table holds, and than the driver can tell apart.
 const NEW_FLOWS: u32 = 100_000;
+/// Of a middling Maglev table.
+const MAGLEV_SLOTS: usize = 16_381;
 const SERVICE: ServiceId = ServiceId(1);
 
 struct Bench {
@@ -162,6 +168,12 @@ impl Bench {
         }
         let (median, min) = self.new_flows(&frame(client, vip, flags::SYN))?;
         cases.push(Figure { group, case: "new flow".to_owned(), median, min, target: None });
+        self.kernel.template.flags = FrontendFlags::MAGLEV;
+        self.kernel.serve(SERVICE, vip, protocol, 1, &[backend])?;
+        self.kernel.set_slots(vip, protocol, &[BackendId(1); MAGLEV_SLOTS])?;
+        let (median, min) = self.new_flows(&frame(client, vip, flags::SYN))?;
+        cases.push(Figure { group, case: "new flow, by hash".to_owned(), median, min, target: None });
+        self.kernel.template.flags = FrontendFlags::default();
         self.kernel.clear_flows()
     }
 
