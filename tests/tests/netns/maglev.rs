@@ -7,7 +7,7 @@ use proxy_agent::datapath::{HashTable, Pins};
 use proxy_common::tables::Flows;
 use sluice_tests::{
     agent::Agent,
-    harness::{skipped, with_agents},
+    harness::{Setup, skipped, with_agents},
     service::{Service, TARGET_PORT},
     topology::{Cluster, Family},
     traffic::{Connection, Protocol, Server, Source},
@@ -81,7 +81,7 @@ fn a_client_finds_the_same_backend_through_every_node() {
 /// To backends of the node and of another; and not where chance led it.
 #[test]
 fn a_connection_goes_on_when_its_entry_is_gone() {
-    with_agents(2, |cluster, agents| {
+    Setup::new(2).alone().run(|cluster, agents| {
         let backends = backends(cluster)?;
         agents.serve(&led_by_hash(&backends))?;
         let by_chance = Service::new("chance", 2).with_node_port(NODE_PORT + 1).with(&backends[0].pod);
@@ -124,7 +124,8 @@ fn connections_that_netfilter_translates_are_left_to_it() {
     if Command::new("nft").arg("--version").output().is_err() {
         return skipped(&anyhow::anyhow!("nft is not installed"));
     }
-    with_agents(1, |cluster, agents| {
+    // What an agent has once let be taken up, it does not ask about again.
+    Setup::new(1).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let (old, new) = (Backend::on(node, "old")?, Backend::on(node, "new")?);
         let target = old.pod.machine.addresses.v4;
