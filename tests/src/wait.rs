@@ -20,6 +20,15 @@ pub fn wait_until<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Re
     wait_at_most(PATIENCE, what, ready)
 }
 
+/// As [`wait_until`], for what lasts only a moment: asks without a pause.
+///
+/// # Errors
+///
+/// As for [`wait_until`].
+pub fn catch<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    poll(PATIENCE, Duration::ZERO, what, ready)
+}
+
 /// As [`wait_until`], for what may take its time.
 ///
 /// # Errors
@@ -27,6 +36,15 @@ pub fn wait_until<T>(what: &str, ready: impl FnMut() -> Result<Option<T>>) -> Re
 /// If there is no answer after `patience`, or as soon as `ready` fails.
 pub fn wait_at_most<T>(
     patience: Duration,
+    what: &str,
+    ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    poll(patience, INTERVAL, what, ready)
+}
+
+fn poll<T>(
+    patience: Duration,
+    interval: Duration,
     what: &str,
     mut ready: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
@@ -38,6 +56,6 @@ pub fn wait_at_most<T>(
         if start.elapsed() > patience {
             return Err(anyhow!("waited {patience:?} until {what}, in vain"));
         }
-        thread::sleep(INTERVAL);
+        thread::sleep(interval);
     }
 }

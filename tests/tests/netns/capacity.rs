@@ -8,8 +8,14 @@ use std::{
 
 use anyhow::{Result, ensure};
 use sluice_tests::{
-    agent::Agent, deployment::Deployment, harness::Setup, netns::Namespace, service::Service,
-    topology::Family, traffic::UdpClient, wait::wait_until,
+    agent::Agent,
+    deployment::Deployment,
+    harness::Setup,
+    netns::Namespace,
+    service::Service,
+    topology::Family,
+    traffic::UdpClient,
+    wait::{catch, wait_until},
 };
 
 use crate::{
@@ -183,9 +189,9 @@ fn an_agent_that_is_killed_while_tables_grow_loses_nothing() {
             agent.tell(arguments);
             under_traffic(from, &service, || {
                 agent.resume()?;
-                wait_until("it has begun", || Ok(is_pinned(agent, pin)?.then_some(())))?;
+                catch("it has begun", || Ok(is_pinned(agent, pin)?.then_some(())))?;
                 if !comes {
-                    wait_until("it is over", || Ok((!is_pinned(agent, pin)?).then_some(())))?;
+                    catch("it is over", || Ok((!is_pinned(agent, pin)?).then_some(())))?;
                 }
                 agent.kill()?;
                 new_connections(from, &service)?;
