@@ -44,6 +44,8 @@ fn main() -> Result<()> {
     if args.quick {
         (args.runs, args.packets) = (3, 2000);
     }
+    // The sandbox has a working directory of its own.
+    args.out = args.out.map(std::path::absolute).transpose()?;
     harness::requirements()?;
     let report = cases::measure(&args)?;
     if let Some(dir) = &args.out {
