@@ -115,6 +115,17 @@ const LOOPBACK: u32 = 1;
 /// A backend that gets new flows.
 pub const SERVING: BackendFlags = BackendFlags::LIVE.with(BackendFlags::CLUSTER_SET);
 
+/// The context of a frame that came by a device: `struct xdp_md` with data, its end, metadata, device, queue, and what a
+/// redirected packet leaves by.
+///
+/// # Errors
+///
+/// If the frame is longer than any.
+pub fn xdp_context(device: u32, frame: &[u8]) -> Result<Vec<u8>> {
+    let end = u32::try_from(frame.len())?;
+    Ok([0, end, 0, device, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect())
+}
+
 /// The end that an address and port are.
 #[must_use]
 pub fn end(address: SocketAddr) -> Endpoint {
@@ -309,9 +320,7 @@ impl Kernel {
     /// If the kernel refuses to.
     pub fn run_xdp(&mut self, device: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; frame.len() + 256];
-        // `struct xdp_md`: data, its end, metadata, device, queue, and what a redirected packet leaves by.
-        let end = u32::try_from(frame.len())?;
-        let context: Vec<u8> = [0, end, 0, device, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let context = xdp_context(device, frame)?;
         let options = TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),

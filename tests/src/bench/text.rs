@@ -1,5 +1,8 @@
 //! Figures as people read them.
 
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table};
 
 use super::summary::Summary;
@@ -9,6 +12,20 @@ use super::summary::Summary;
 pub fn finished(mut table: Table, names: usize) -> String {
     table.column_iter_mut().skip(names).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Writes files, of these names and contents, to a directory that there may not be yet.
+///
+/// # Errors
+///
+/// If one cannot be written.
+pub fn write_files(dir: &Path, files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<()> {
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    for (name, content) in files {
+        let path = dir.join(name);
+        fs::write(&path, content).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// A share of one as one of a hundred.

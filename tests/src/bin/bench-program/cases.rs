@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use proxy_agent::datapath::Program;
 use proxy_common::{
     backend::BackendId,
@@ -10,6 +10,7 @@ use proxy_common::{
     tuple::Protocol,
 };
 use sluice_tests::{
+    bench::summary::Summary,
     kernel::Kernel,
     machine,
     packets::{Frame, Transport, flags},
@@ -77,7 +78,7 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
         let empty = bench.driver.empty(hook)?;
         bench.driver.prepare(&frame, Flows::One)?;
         let runs = (0..args.runs).map(|_| bench.driver.time(&empty, args.packets));
-        *overhead = Quartiles::of(runs.collect::<Result<_>>()?).median;
+        *overhead = Summary::of(runs.collect::<Result<_>>()?).context("no runs")?.median;
     }
     let Bench { cases, .. } = bench;
     let (kernel, cpu) = (machine::kernel()?, machine::cpu());
@@ -161,8 +162,7 @@ impl Bench<'_> {
         self.driver.time(target, self.args.packets / 10 + 1)?;
         let nets = (0..self.args.runs).map(|_| self.net(target, &empty, self.args.packets));
         let nets = nets.collect::<Result<_>>()?;
-        self.note(group, case, nets, goal);
-        Ok(())
+        self.note(group, case, nets, goal)
     }
 
     /// Flows that exist, each of which waits for all others' packets.
@@ -184,8 +184,7 @@ impl Bench<'_> {
         let empty = self.driver.empty(target.hook)?;
         let packets = self.args.packets.max(MANY);
         let nets = (0..self.args.runs).map(|_| self.net(target, &empty, packets)).collect::<Result<_>>()?;
-        self.note(group, case, nets, goal);
-        Ok(())
+        self.note(group, case, nets, goal)
     }
 
     /// Every packet opens a flow; between measurements they are removed.
@@ -204,8 +203,7 @@ impl Bench<'_> {
             self.driver.prepare(frame, Flows::New)?;
             nets.push(gross - self.driver.time(&empty, NEW_FLOWS)?);
         }
-        self.note(group, case, nets, Some(NEW));
-        Ok(())
+        self.note(group, case, nets, Some(NEW))
     }
 
     fn wants(&self, group: &str, case: &str) -> bool {
@@ -218,10 +216,10 @@ impl Bench<'_> {
         Ok(gross - self.driver.time(empty, packets)?)
     }
 
-    fn note(&mut self, group: &str, case: &str, nets: Vec<f64>, target: Option<f64>) {
-        let Quartiles { low, median, high } = Quartiles::of(nets);
-        let (group, case) = (group.to_owned(), case.to_owned());
-        self.cases.push(Figure { group, case, median, low, high, target });
+    fn note(&mut self, group: &str, case: &str, nets: Vec<f64>, target: Option<f64>) -> Result<()> {
+        let net = Summary::of(nets).context("no runs")?;
+        self.cases.push(Figure { group: group.to_owned(), case: case.to_owned(), net, target });
+        Ok(())
     }
 }
 
@@ -240,18 +238,4 @@ fn expect_flows(kernel: &Kernel, flows: u32) -> Result<()> {
 fn group(hook: &str, v6: bool, protocol: Protocol) -> String {
     let transport = if protocol == Protocol::TCP { "TCP" } else { "UDP" };
     format!("{hook}, {} {transport}", if v6 { "IPv6" } else { "IPv4" })
-}
-
-struct Quartiles {
-    low: f64,
-    median: f64,
-    high: f64,
-}
-
-impl Quartiles {
-    fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |quarter: usize| values.get(values.len() * quarter / 4).copied().unwrap_or(f64::NAN);
-        Self { low: at(1), median: at(2), high: at(3) }
-    }
 }

@@ -9,7 +9,7 @@ use aya::{
     programs::{Program, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use nix::time::{ClockId, clock_gettime};
-use sluice_tests::packets::Frame;
+use sluice_tests::{kernel::xdp_context, packets::Frame};
 
 /// Bytes that the driver restores.
 const RESTORED: usize = 96;
@@ -140,14 +140,11 @@ impl Driver {
     fn run(&mut self, hook: Hook, repeat: u32) -> Result<u32> {
         let [name, _] = hook.programs();
         let driver = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
-        let end = u32::try_from(self.frame.len())?;
         let options = TestRunOptions { data_in: Some(&self.frame), repeat, ..TestRunOptions::default() };
         let result = match hook {
             Hook::Tc => <&mut SchedClassifier>::try_from(driver)?.test_run(options),
             Hook::Xdp { device } => {
-                // `struct xdp_md`: data, its end, metadata, device, queue, and what a redirected packet leaves by.
-                let context: Vec<u8> =
-                    [0, end, 0, device, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect();
+                let context = xdp_context(device, &self.frame)?;
                 let options = TestRunOptions { ctx_in: Some(&context), ..options };
                 <&mut Xdp>::try_from(driver)?.test_run(options)
             }

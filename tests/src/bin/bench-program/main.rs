@@ -7,11 +7,11 @@ mod cases;
 mod driver;
 mod report;
 
-use std::{fs, io::Write as _, path::PathBuf};
+use std::{io::Write as _, path::PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use sluice_tests::harness;
+use sluice_tests::{bench::text, harness};
 
 /// Nanoseconds per packet of the kernel programs, beside the floor.
 #[derive(Parser)]
@@ -49,17 +49,13 @@ fn main() -> Result<()> {
     harness::requirements()?;
     let report = cases::measure(&args)?;
     if let Some(dir) = &args.out {
-        fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let chart = report.chart();
         let files = [
             ("program.md", report.markdown().into_bytes()),
             ("program.svg", chart.svg()?.into_bytes()),
             ("program.png", chart.png()?),
         ];
-        for (name, content) in files {
-            let path = dir.join(name);
-            fs::write(&path, content).with_context(|| path.display().to_string())?;
-        }
+        text::write_files(dir, files.map(|(name, content)| (name.to_owned(), content)))?;
     }
     let text = if args.json { serde_json::to_string_pretty(&report)? } else { report.text() };
     writeln!(std::io::stdout(), "{text}")?;

@@ -1,8 +1,11 @@
 //! What is printed and drawn.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{Table, presets};
 use serde::Serialize;
-use sluice_tests::chart::{Bar, Chart, Group};
+use sluice_tests::{
+    bench::{summary::Summary, text::finished},
+    chart::{Bar, Chart, Group},
+};
 
 /// What was measured.
 #[derive(Serialize)]
@@ -21,10 +24,8 @@ pub(crate) struct Report {
 pub(crate) struct Figure {
     pub(crate) group: String,
     pub(crate) case: String,
-    pub(crate) median: f64,
-    /// What half of the runs lie between.
-    pub(crate) low: f64,
-    pub(crate) high: f64,
+    #[serde(flatten)]
+    pub(crate) net: Summary,
     /// What it is meant to stay under.
     pub(crate) target: Option<f64>,
 }
@@ -46,15 +47,15 @@ impl Report {
     /// Bars of all that runs for every packet.
     pub(crate) fn chart(&self) -> Chart {
         let mut groups: Vec<Group> = Vec::new();
-        for figure in self.cases.iter().filter(|figure| figure.median < LONGEST) {
+        for figure in self.cases.iter().filter(|figure| figure.net.median < LONGEST) {
             if groups.last().is_none_or(|group| group.name != figure.group) {
                 groups.push(Group { name: figure.group.clone(), bars: Vec::new() });
             }
             let bar = Bar {
                 label: figure.case.clone(),
                 series: if figure.group.starts_with("floor") { 6 } else { 0 },
-                value: figure.median,
-                spread: Some((figure.low, figure.high)),
+                value: figure.net.median,
+                spread: Some((figure.net.low, figure.net.high)),
                 goal: figure.target,
             };
             groups.last_mut().into_iter().for_each(|group| group.bars.push(bar.clone()));
@@ -78,7 +79,7 @@ impl Report {
         )
     }
 
-    fn table(&self, preset: &str) -> Table {
+    fn table(&self, preset: &str) -> String {
         let mut table = Table::new();
         table.load_preset(preset).set_header(["", "", "median", "half between", "goal"]);
         let mut group = "";
@@ -88,12 +89,11 @@ impl Report {
             table.add_row([
                 heading.to_owned(),
                 figure.case.clone(),
-                format!("{:.1}", figure.median),
-                format!("{:.1}-{:.1}", figure.low, figure.high),
+                format!("{:.1}", figure.net.median),
+                format!("{:.1}-{:.1}", figure.net.low, figure.net.high),
                 figure.target.map_or_else(String::new, |target| format!("{target:.0}")),
             ]);
         }
-        table.column_iter_mut().skip(2).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-        table
+        finished(table, 2)
     }
 }

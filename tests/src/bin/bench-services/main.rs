@@ -31,7 +31,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use sluice_tests::{bench::progress::Progress, harness};
+use sluice_tests::{
+    bench::{progress::Progress, text},
+    harness,
+};
 
 use crate::{peer::Peer, report::Report};
 
@@ -106,7 +109,7 @@ fn main() -> Result<()> {
     ensure!(!peers.is_empty(), "nobody to compare");
     let report = run::run(&args, &peers, missing, Progress::new())?;
     if let Some(dir) = &args.out {
-        write_files(dir, &report)?;
+        write_all(dir, &report)?;
     }
     let json = || serde_json::to_string_pretty(&report).context("the report as JSON");
     let mut out = io::stdout();
@@ -123,8 +126,7 @@ fn main() -> Result<()> {
 }
 
 /// Writes everything that there is of a report.
-fn write_files(dir: &Path, report: &Report) -> Result<()> {
-    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+fn write_all(dir: &Path, report: &Report) -> Result<()> {
     let pictures = charts::all(report);
     let mut files = vec![
         ("services.md".to_owned(), (report.markdown() + "\n").into_bytes()),
@@ -135,9 +137,5 @@ fn write_files(dir: &Path, report: &Report) -> Result<()> {
         files.push((format!("{}.svg", picture.name), picture.chart.svg()?.into_bytes()));
         files.push((format!("{}.png", picture.name), picture.chart.png()?));
     }
-    for (name, content) in files {
-        let path = dir.join(name);
-        fs::write(&path, content).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    text::write_files(dir, files)
 }
