@@ -93,7 +93,7 @@ impl Checksums {
 impl fmt::Display for Checksums {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Written(_) => f.write_str("written"),
+            Self::Written(_) => f.write_str("by the programs"),
             Self::ByHelper(reason) => write!(f, "by helper: {reason}"),
         }
     }
