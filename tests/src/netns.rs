@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::{
+    ifaddrs::getifaddrs,
     sched::{CloneFlags, setns, unshare},
     sys::{prctl, signal::Signal},
 };
@@ -114,6 +115,19 @@ impl Namespace {
             let errors = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "{command:?}: {}: {}", output.status, errors.trim_end());
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    /// The link-layer address of a device inside.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device, or it has none.
+    pub fn link_address(&self, device: &str) -> Result<[u8; 6]> {
+        self.run(|| {
+            let mut all = getifaddrs()?.filter(|known| known.interface_name == device);
+            let found = all.find_map(|known| known.address?.as_link_addr()?.addr());
+            found.with_context(|| format!("{device} has no link-layer address"))
         })
     }
 

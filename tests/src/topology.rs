@@ -26,5 +26,5 @@ mod tun;
 pub use address::{Addresses, Ends, Family, SERVICES_V4, SERVICES_V6};
 pub use cluster::{Cluster, Machine};
 pub use node::{BRIDGE, BridgeNetfilter, Node, POD_DEVICE, Pod};
-pub use offload::finish_checksums;
+pub use offload::{finish_checksums, receive_in_batches};
 pub use shape::{Overlay, PodNetwork, Shape, Uplink};

@@ -7,13 +7,15 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use proxy_agent::{
-    datapath::{ArrayTable, PerCpuTable, Pins, Program, pinned_hooks},
+    datapath::{ArrayTable, HashTable, PerCpuTable, Pins, Program, pinned_hooks},
     devices::{Ifindex, name_of},
 };
 use proxy_common::{
     backend::{Backend, BackendFlags},
+    counters::ServiceCounters,
     drop::DropReason,
-    tables::{Backends, Drops},
+    tables::{Backends, Drops, Passages, ServiceNames, ServiceTraffic},
+    xdp::Passage,
 };
 
 use crate::{
@@ -118,6 +120,36 @@ impl Agent {
                     && has(device, [Program::Egress, Program::EgressL3])
             });
             Ok(whole.map(|device| name_of(device).unwrap_or_else(|| format!("index {}", device.0))).collect())
+        })
+    }
+
+    /// What the kernel has counted so far, of all services.
+    ///
+    /// # Errors
+    ///
+    /// If its tables cannot be read.
+    pub fn traffic(&self) -> Result<ServiceCounters> {
+        self.namespace().run(|| {
+            let pins = Pins::new(self.bpffs());
+            let table = PerCpuTable::<ServiceTraffic>::open(&pins)?;
+            let mut sum = ServiceCounters::default();
+            for entry in HashTable::<ServiceNames>::open(&pins)?.entries() {
+                let (id, _) = entry?;
+                sum = table.get(id.0)?.into_iter().fold(sum, ServiceCounters::plus);
+            }
+            Ok(sum)
+        })
+    }
+
+    /// What became of how many packets before the stack.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel's table cannot be read.
+    pub fn passages(&self, passage: Passage) -> Result<u64> {
+        self.namespace().run(|| {
+            let table = PerCpuTable::<Passages>::open(&Pins::new(self.bpffs()))?;
+            Ok(table.get(passage as u32)?.iter().sum())
         })
     }
 

@@ -6,6 +6,7 @@
 //! meanwhile is in no percentile.
 
 pub mod client;
+pub mod generator;
 pub mod message;
 pub mod process;
 pub mod progress;

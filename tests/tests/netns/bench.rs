@@ -149,15 +149,15 @@ fn expect_services(report: &Value) -> Result<()> {
             ways.insert((path.to_owned(), "sluice-packets".to_owned()));
         }
     }
-    ensure!(found.len() == 8, "{:?}", found.keys());
+    ensure!(found.len() == 9, "{:?}", found.keys());
     for (what, found) in &found {
         ensure!(*found == ways, "{what:?}: {found:?}");
     }
     let packets = report["packets"].as_array().context("no packets")?;
-    ensure!(packets.len() == 5, "packets by {} ways", packets.len());
+    ensure!(packets.len() == 6, "packets by {} ways", packets.len());
     for row in packets {
         // What the node takes is the difference of two short measurements here, which may come out as anything.
-        for figure in ["before", "behind"] {
+        for figure in ["without", "through"] {
             expect_positive(&row[figure]).with_context(|| format!("{figure} of {row}"))?;
         }
         ensure!(row["node"]["median"].is_f64() && row["rate"]["median"].is_f64(), "{row}");

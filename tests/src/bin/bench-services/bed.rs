@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use proxy_common::{counters::ServiceCounters, xdp::Passage};
 use serde::Serialize;
 use sluice_tests::{
     agent::Agent,
@@ -27,7 +28,6 @@ use crate::{
     peer::{Peer, System},
     probe,
     rules::{CLUSTER_CIDR, Rules},
-    sink::{End, Sink},
 };
 
 /// How long a system may take to serve what there is when it starts.
@@ -44,15 +44,6 @@ enum Proxy {
     KubeProxies { proxies: Vec<KubeProxy>, api: HostedApi },
     /// Rules, the clients' node's first.
     Rules(Vec<Rules>),
-}
-
-/// Where packets end that are to tell what a node takes for each.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Ended {
-    /// In front of the first node.
-    BeforeNode,
-    /// Behind it, on the way to the other.
-    BehindNode,
 }
 
 /// How a system came up on the clients' node, where the other node's was up already.
@@ -81,7 +72,6 @@ pub(crate) struct Bed {
     packet_client: Pod,
     same: Pod,
     other: Pod,
-    sink: Sink,
     catalogue: Catalogue,
 }
 
@@ -127,8 +117,8 @@ impl Bed {
             server::start(&pod.machine, pod.machine.addresses.at(TARGET_PORT).of(Family::V4), cpu)?;
         }
         let catalogue = Catalogue::new(services, endpoint(&same), endpoint(&other));
-        let (proxy, sink) = (Proxy::Nothing, Sink::join(cluster.fabric())?);
-        Ok(Self { system, proxy, cluster, cgroups, client, packet_client, same, other, sink, catalogue })
+        let proxy = Proxy::Nothing;
+        Ok(Self { system, proxy, cluster, cgroups, client, packet_client, same, other, catalogue })
     }
 
     /// That of a peer.
@@ -140,7 +130,7 @@ impl Bed {
     pub(crate) fn start(&mut self) -> Result<Option<Start>> {
         match self.system {
             System::Nothing => Ok(None),
-            System::Sluice => self.start_agents().map(Some),
+            System::Sluice | System::SluiceXdp => self.start_agents().map(Some),
             System::Iptables | System::IptablesLegacy | System::Nftables => match kube_proxy::program() {
                 Some(_) => self.start_kube_proxies().map(Some),
                 None => self.write_rules().map(Some),
@@ -178,10 +168,12 @@ impl Bed {
         let api = self.start_api()?;
         let mut agents = Vec::new();
         for (node, cgroup) in self.cluster.nodes.iter().zip(&self.cgroups) {
+            let xdp = if self.system == System::SluiceXdp { "native" } else { "off" };
             let arguments = [
                 format!("--cgroup={}", cgroup.path().display()),
                 "--socket-lb=on".to_owned(),
                 format!("--cluster-cidr={CLUSTER_CIDR}"),
+                format!("--xdp={xdp}"),
             ];
             let mut agent = Agent::prepare(node, &arguments)?;
             agent.follow(&api.server.kubeconfig())?;
@@ -270,13 +262,27 @@ impl Bed {
         Some(Stand { namespace, cgroup, to })
     }
 
-    /// Has packets of the client outside to the first node, or of that node to the other, end between them.
-    pub(crate) fn end_packets(&self, ended: Ended) -> Result<End<'_>> {
-        let [one, two] = self.cluster.nodes.as_slice() else { unreachable!("there are two nodes") };
-        self.sink.take(match ended {
-            Ended::BeforeNode => &one.namespace,
-            Ended::BehindNode => &two.namespace,
-        })
+    /// The clients' node.
+    pub(crate) fn first(&self) -> &Node {
+        let [one, ..] = self.cluster.nodes.as_slice() else { unreachable!("there are two nodes") };
+        one
+    }
+
+    /// What the nodes are joined by.
+    pub(crate) fn fabric(&self) -> &Namespace {
+        self.cluster.fabric()
+    }
+
+    /// What the clients' node has counted so far, of all services; nothing if nobody counts.
+    pub(crate) fn traffic(&self) -> Result<Option<ServiceCounters>> {
+        let Proxy::Agents { agents, .. } = &self.proxy else { return Ok(None) };
+        agents.first().context("an agent")?.traffic().map(Some)
+    }
+
+    /// How many packets the clients' node has sent on before its stack.
+    pub(crate) fn passages(&self) -> Result<u64> {
+        let Proxy::Agents { agents, .. } = &self.proxy else { return Ok(0) };
+        agents.first().context("an agent")?.passages(Passage::Forwarded)
     }
 
     /// A pod that asks a service whether it is there, by packets.

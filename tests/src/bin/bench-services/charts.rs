@@ -44,6 +44,7 @@ const fn series(peer: Peer) -> usize {
     match peer {
         Peer::Sluice => 0,
         Peer::SluicePackets => 4,
+        Peer::SluiceXdp => 3,
         Peer::Iptables => 1,
         Peer::IptablesLegacy => 5,
         Peer::Nftables => 2,
@@ -54,6 +55,7 @@ const fn series(peer: Peer) -> usize {
 const fn series_of(system: System) -> usize {
     match system {
         System::Sluice => series(Peer::Sluice),
+        System::SluiceXdp => series(Peer::SluiceXdp),
         System::Iptables => series(Peer::Iptables),
         System::IptablesLegacy => series(Peer::IptablesLegacy),
         System::Nftables => series(Peer::Nftables),
@@ -150,7 +152,8 @@ fn packets(report: &Report) -> Chart {
     let rules = report.packets.iter().filter(|row| matches!(row.peer, Peer::Iptables | Peer::IptablesLegacy));
     let best = rules.map(|row| row.rate.median).reduce(f64::max);
     let of = |row: &crate::packets::Row| {
-        let goal = best.filter(|_| row.peer == Peer::Sluice).map(|best| best * MORE_PACKETS);
+        let is_ours = row.peer.system() == System::SluiceXdp;
+        let goal = best.filter(|_| is_ours).map(|best| best * MORE_PACKETS);
         bar(row.peer.as_str(), series(row.peer), row.rate, goal)
     };
     let bars: Vec<_> = report.packets.iter().map(of).collect();

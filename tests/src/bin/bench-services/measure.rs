@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use sluice_tests::bench::{
     client::{self, Life, Load, Transport},
@@ -49,7 +49,8 @@ impl Measure {
     ];
 
     /// What is measured at the others: established connections are not looked up in tables of services.
-    pub(crate) const AT_OTHER_SIZES: [Self; 1] = [Self::NEW_CONNECTIONS];
+    pub(crate) const AT_OTHER_SIZES: [Self; 2] =
+        [Self::NEW_CONNECTIONS, Self::FirstPacket { transport: Transport::Tcp }];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -128,8 +129,11 @@ impl Group {
         beds: &[Bed],
     ) -> Option<Self> {
         let has_way = |peer: &Peer| Bed::of(beds, *peer).is_some_and(|bed| bed.stand(*peer, path).is_some());
-        let arms: Vec<_> =
-            peers.iter().filter(|peer| has_way(peer)).map(|peer| (*peer, Vec::new())).collect();
+        let arms: Vec<_> = peers
+            .iter()
+            .filter(|peer| peer.system().answers() && has_way(peer))
+            .map(|peer| (*peer, Vec::new()))
+            .collect();
         (!arms.is_empty()).then_some(Self { services, measure, path, arms })
     }
 
@@ -195,23 +199,55 @@ impl Group {
     }
 }
 
+/// Whether a service is chosen when a socket connects: packets are its backend's then.
+fn is_by_socket(measure: Measure, path: Path, peer: Peer) -> bool {
+    let is_udp = matches!(
+        measure,
+        Measure::Requests { transport: Transport::Udp, .. }
+            | Measure::FirstPacket { transport: Transport::Udp }
+    );
+    peer == Peer::Sluice
+        && match path {
+            Path::PodToSame | Path::PodToOther => !is_udp,
+            Path::HostToOther => true,
+            Path::OutsideToSame | Path::OutsideToOther => false,
+        }
+}
+
 fn sample(beds: &[Bed], measure: Measure, path: Path, peer: Peer, effort: Effort) -> Result<Sample> {
-    let stand = Bed::of(beds, peer).and_then(|bed| bed.stand(peer, path)).context("no such way")?;
+    let bed = Bed::of(beds, peer).context("no such way")?;
+    let stand = bed.stand(peer, path).context("no such way")?;
+    let before = bed.traffic()?;
     let load = |to, transport, life, connections| {
         let Effort { duration, softirq, .. } = effort;
         client::run(Load { to, transport, life, connections, duration, softirq })
     };
-    stand.run(|to| {
+    let (sample, opened, answered) = stand.run(|to| {
         time::stay_on(effort.cpu)?;
         let sample = match measure {
             Measure::Requests { transport, life } => load(to, transport, life, effort.connections)?,
             Measure::FirstPacket { transport } => load(to, transport, Life::OneRequest, 1)?,
             Measure::Bulk => {
                 let (rate, cpu) = bulk::run(to, effort.duration, effort.softirq)?;
-                return Ok(Sample { rate, cpu, latencies: None });
+                return Ok((Sample { rate, cpu, latencies: None }, 1, 1.0));
             }
         };
         let latencies = Some([sample.p50, sample.p99, sample.p999]);
-        Ok(Sample { rate: sample.rate(), cpu: sample.cpu_each(), latencies })
-    })
+        let figures = Sample { rate: sample.rate(), cpu: sample.cpu_each(), latencies };
+        Ok((figures, sample.opened, sample.requests))
+    })?;
+    // Nobody else has a service's address, so with rules an answer is proof enough.
+    if let Some((before, after)) = before.zip(bed.traffic()?) {
+        let (connections, packets) = (after.connections - before.connections, after.packets - before.packets);
+        let is_right = if is_by_socket(measure, path, peer) {
+            connections == opened && packets == 0
+        } else {
+            packets as f64 >= answered
+        };
+        ensure!(
+            is_right,
+            "of {opened} connections and {answered} requests, services have seen {connections} and {packets} packets"
+        );
+    }
+    Ok(sample)
 }

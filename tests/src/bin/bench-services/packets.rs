@@ -1,8 +1,8 @@
 //! What a node takes to send on a packet that a client outside sends to a node's port, for a pod on another node.
 //!
-//! The client sends as fast as it can, on flows that have been answered. Once its packets end in front of the node, and once
-//! behind it, each time at the same device that nobody listens on; what lies between the two is the node's. It is measured per
-//! packet and apart from sender and receiver, who take many times as much.
+//! Packets come to the node's device as a driver brings them, on flows that have been answered, and end where they leave it. The
+//! same packets end at once at another device, and what lies between the two is the node's: with its driver's work, and without
+//! a sender's and a receiver's, who take many times as much.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -10,48 +10,47 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 use sluice_tests::{
     bench::{
+        generator::{FRAMES, Generator},
         message::{REQUEST, RESPONSE, ROOM},
         summary::{Summary, rotated},
         time,
     },
+    packets::Frame,
+    topology::receive_in_batches,
     traffic::PATIENCE,
 };
 
-use crate::{
-    bed::{Bed, Ended},
-    measure::Effort,
-    path::Path,
-    peer::Peer,
-};
+use crate::{bed::Bed, measure::Effort, path::Path, peer::Peer, sink::Sink};
 
-/// Flows that packets are of, in turn.
-const FLOWS: usize = 64;
 /// Answers that a flow has had before: it runs then, whatever that takes with a system.
 const ANSWERS: usize = 4;
 /// What a packet carries: as much as fits into the shortest frame.
 const PAYLOAD: [u8; 18] = *b"one packet of many";
 /// Packets between two looks at the clock.
-const BATCH: usize = 256;
+const PACKETS: u32 = 4096;
+/// The node's device.
+const DEVICE: &str = "eth0";
 
 /// One row, of one CPU.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) services: u32,
     pub(crate) peer: Peer,
-    /// Nanoseconds of CPU time for each packet that ends in front of the node.
-    pub(crate) before: Summary,
-    /// The same for packets that end behind it.
-    pub(crate) behind: Summary,
+    /// Nanoseconds of CPU time for each packet that ends at once.
+    pub(crate) without: Summary,
+    /// The same for packets that go through the node.
+    pub(crate) through: Summary,
     /// The difference, round by round: the node's own.
     pub(crate) node: Summary,
     /// Packets per second that one CPU can send on, if it does nothing else.
     pub(crate) rate: Summary,
 }
 
-/// What each round has shown of a peer: nanoseconds in front of the node, and behind it.
+/// What each round has shown of a peer: nanoseconds without the node, and through it.
 pub(crate) struct Group {
     services: u32,
     arms: Vec<(Peer, Vec<[f64; 2]>)>,
@@ -80,10 +79,10 @@ impl Group {
             Some(Row {
                 services: self.services,
                 peer: *peer,
-                before: of(|[before, _]| *before)?,
-                behind: of(|[_, behind]| *behind)?,
-                node: of(|[before, behind]| behind - before)?,
-                rate: of(|[before, behind]| 1e9 / (behind - before))?,
+                without: of(|[without, _]| *without)?,
+                through: of(|[_, through]| *through)?,
+                node: of(|[without, through]| through - without)?,
+                rate: of(|[without, through]| 1e9 / (through - without))?,
             })
         };
         self.arms.iter().map(|arm| row(arm).context("a way without figures")).collect()
@@ -95,23 +94,52 @@ const PATH: Path = Path::OutsideToOther;
 
 fn sample(bed: &Bed, peer: Peer, effort: Effort) -> Result<[f64; 2]> {
     let stand = bed.stand(peer, PATH).context("no such way")?;
-    stand.run(|to| {
-        time::stay_on(effort.cpu)?;
-        let flows = Flows::open(to)?;
-        let mut each = [0.0; 2];
-        for (each, ended) in each.iter_mut().zip([Ended::BeforeNode, Ended::BehindNode]) {
-            let end = bed.end_packets(ended)?;
-            flows.send_for(effort.duration / 10)?;
-            let (packets, cpu) = (end.packets()?, time::of_work(effort.softirq)?);
-            flows.send_for(effort.duration)?;
-            let (packets, cpu) = (end.packets()? - packets, time::of_work(effort.softirq)? - cpu);
-            ensure!(packets > 0, "no packet to {to} ended, {ended:?}");
-            *each = cpu.as_secs_f64() * 1e9 / packets as f64;
-            drop(end);
-            flows.be_answered()?;
+    let (node, to) = (bed.first(), stand.to);
+    let flows = stand.run(Flows::open)?;
+    let addresses = [node.namespace.link_address(DEVICE)?, stand.namespace.link_address(DEVICE)?];
+    let mut generator = Generator::load(&flows.frames(to, addresses)?)?;
+    let before = (bed.traffic()?, bed.passages()?);
+    let _sink = Sink::new(bed.fabric())?;
+    // Only a device that takes its packets in batches takes frames that are no skb yet; one with a program does anyway.
+    receive_in_batches(&node.namespace, DEVICE, true)?;
+    let mut each = |ends_at, enters: &str| -> Result<(f64, u64)> {
+        let swallow = generator.swallow(bed.fabric(), ends_at)?;
+        let timed = bed.fabric().run(|| {
+            time::stay_on(effort.cpu)?;
+            time_each(&mut generator, if_nametoindex(enters)?, effort)
+        });
+        drop(swallow);
+        timed
+    };
+    let ((without, _), (with, through)) = (each(Sink::END, Sink::ENTRANCE)?, each(&node.name, &node.name)?);
+    let figures = [without, with];
+    receive_in_batches(&node.namespace, DEVICE, false)?;
+    let after = (bed.traffic()?, bed.passages()?);
+    stand.run(|_| flows.be_answered())?;
+    if let ((Some(before), passed_before), (Some(after), passed)) = (before, after) {
+        let (packets, passed) = (after.packets - before.packets, passed - passed_before);
+        ensure!(packets >= through, "{through} packets have gone through, and services have {packets} more");
+        let is_right = if peer == Peer::SluiceXdp { passed >= through } else { passed == 0 };
+        ensure!(is_right, "{passed} of {through} packets were sent on before the stack");
+    }
+    Ok(figures)
+}
+
+/// Nanoseconds of CPU time for each packet that enters by a device, and how many have ended.
+fn time_each(generator: &mut Generator, device: u32, effort: Effort) -> Result<(f64, u64)> {
+    let mut send_for = |duration: Duration| -> Result<u64> {
+        let begin = Instant::now();
+        let mut ended = 0;
+        while begin.elapsed() < duration {
+            ended += generator.send_until_ended(device, PACKETS)?;
         }
-        Ok(each)
-    })
+        Ok(ended)
+    };
+    let warm = send_for(effort.duration / 10)?;
+    let cpu = time::of_work(effort.softirq)?;
+    let packets = send_for(effort.duration)?;
+    let cpu = time::of_work(effort.softirq)? - cpu;
+    Ok((cpu.as_secs_f64() * 1e9 / packets as f64, warm + packets))
 }
 
 struct Flows(Vec<UdpSocket>);
@@ -124,9 +152,21 @@ impl Flows {
             socket.connect(to)?;
             Ok(socket)
         };
-        let flows = Self((0..FLOWS).map(open).collect::<Result<_>>()?);
+        let flows = Self((0..FRAMES).map(open).collect::<Result<_>>()?);
         (0..ANSWERS).try_for_each(|_| flows.be_answered())?;
         Ok(flows)
+    }
+
+    /// A packet of each flow, between link-layer addresses: of the node, and of the client.
+    fn frames(&self, to: SocketAddr, addresses: [[u8; 6]; 2]) -> Result<[Vec<u8>; FRAMES]> {
+        let frame = |socket: &UdpSocket| -> Result<Vec<u8>> {
+            let frame = Frame { payload: PAYLOAD.to_vec(), ..Frame::udp(socket.local_addr()?, to) };
+            let mut bytes = frame.bytes();
+            bytes.get_mut(..12).context("an Ethernet header")?.copy_from_slice(addresses.as_flattened());
+            Ok(bytes)
+        };
+        let frames: Vec<_> = self.0.iter().map(frame).collect::<Result<_>>()?;
+        frames.try_into().map_err(|_| anyhow::anyhow!("not {FRAMES} flows"))
     }
 
     fn be_answered(&self) -> Result<()> {
@@ -136,18 +176,6 @@ impl Flows {
             socket.send(REQUEST)?;
             let count = socket.recv(&mut buffer).context("wait for an answer")?;
             ensure!(buffer.get(..count) == Some(RESPONSE), "this is not the answer");
-        }
-        Ok(())
-    }
-
-    fn send_for(&self, duration: Duration) -> Result<()> {
-        let Self(sockets) = self;
-        let begin = Instant::now();
-        let mut sockets = sockets.iter().cycle();
-        while begin.elapsed() < duration {
-            for socket in sockets.by_ref().take(BATCH) {
-                socket.send(&PAYLOAD)?;
-            }
         }
         Ok(())
     }

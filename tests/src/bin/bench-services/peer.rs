@@ -15,6 +15,8 @@ pub(crate) enum Peer {
     Sluice,
     /// Sluice, by packets.
     SluicePackets,
+    /// Sluice, before the stack (`--xdp=native`).
+    SluiceXdp,
     /// kube-proxy's mode iptables, by the iptables that speaks to nf_tables.
     #[value(alias = "iptables-nft")]
     Iptables,
@@ -25,10 +27,11 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Direct,
         Self::Sluice,
         Self::SluicePackets,
+        Self::SluiceXdp,
         Self::Iptables,
         Self::IptablesLegacy,
         Self::Nftables,
@@ -39,6 +42,7 @@ impl Peer {
         match self {
             Self::Direct => System::Nothing,
             Self::Sluice | Self::SluicePackets => System::Sluice,
+            Self::SluiceXdp => System::SluiceXdp,
             Self::Iptables => System::Iptables,
             Self::IptablesLegacy => System::IptablesLegacy,
             Self::Nftables => System::Nftables,
@@ -50,6 +54,7 @@ impl Peer {
             Self::Direct => "direct",
             Self::Sluice => "Sluice",
             Self::SluicePackets => "Sluice, by packet",
+            Self::SluiceXdp => "Sluice, XDP",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -65,6 +70,8 @@ pub(crate) enum System {
     Nothing,
     /// Sluice's agents.
     Sluice,
+    /// The same, with programs before the stack.
+    SluiceXdp,
     /// Rules of iptables, in nf_tables.
     Iptables,
     /// Rules of iptables, in its own tables.
@@ -78,16 +85,23 @@ impl System {
         match self {
             Self::Nothing => "none",
             Self::Sluice => "Sluice",
+            Self::SluiceXdp => "Sluice, XDP",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
         }
     }
 
+    /// Whether requests and changes are measured of it. Requests between the test bed's virtual devices would show what it takes
+    /// to copy each packet into a frame of the kind that a card's driver has already.
+    pub(crate) const fn answers(self) -> bool {
+        !matches!(self, Self::SluiceXdp)
+    }
+
     /// The program that writes its rules, if it has any.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Sluice => None,
+            Self::Nothing | Self::Sluice | Self::SluiceXdp => None,
             Self::Iptables => Some("iptables-nft-restore"),
             Self::IptablesLegacy => Some("iptables-legacy-restore"),
             Self::Nftables => Some("nft"),

@@ -132,13 +132,13 @@ impl Report {
         let mut table = Table::new();
         table.load_preset(preset).set_header([
             "way",
-            "ns/packet before the node",
-            "behind it",
+            "ns/packet without the node",
+            "through it",
             "the node's",
             "packets/s per CPU",
         ]);
         for row in &self.packets {
-            let figures = [row.before, row.behind, row.node, row.rate].map(|figure| spread(figure, 0));
+            let figures = [row.without, row.through, row.node, row.rate].map(|figure| spread(figure, 0));
             table.add_row([row.peer.as_str().to_owned()].into_iter().chain(figures));
         }
         finished(table, 1)

@@ -36,7 +36,8 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
     };
     let (mut rows, mut packet_rows, mut programming) = (Vec::new(), Vec::new(), Vec::new());
     for (index, &services) in args.services.iter().enumerate() {
-        let systems: BTreeSet<System> = peers.iter().map(|peer| peer.system()).collect();
+        let is_needed = |system: &System| index == 0 || system.answers();
+        let systems: BTreeSet<System> = peers.iter().map(|peer| peer.system()).filter(is_needed).collect();
         let (mut beds, mut starts) = (Vec::new(), Vec::new());
         for system in systems {
             progress.show(&format!("{services} services: {}", system.as_str()));
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
             rows.extend(group.rows()?);
         }
         for (bed, start) in beds.iter_mut().zip(starts) {
-            let Some(start) = start else { continue };
+            let Some(start) = start.filter(|_| bed.system.answers()) else { continue };
             let name = bed.system.as_str();
             progress.show(&format!("{services} services: changes of {name}"));
             let row = changes::measure(bed, services, start, args.changes);

@@ -3,11 +3,8 @@
 use std::{fmt::Write as _, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Result, ensure};
-use proxy_agent::datapath::{HashTable, PerCpuTable, Pins, SocketHook, SocketProgram, socket_hooks};
-use proxy_common::{
-    counters::ServiceCounters,
-    tables::{ServiceNames, ServiceTraffic},
-};
+use proxy_agent::datapath::{HashTable, Pins, SocketHook, SocketProgram, socket_hooks};
+use proxy_common::{counters::ServiceCounters, tables::ServiceNames};
 use serde::Serialize;
 use sluice_tests::{
     bench::{server, time},
@@ -233,15 +230,7 @@ impl Scene {
 
     /// What the clients' node has counted so far, of all services.
     pub(crate) fn traffic(&self, way: Way) -> Result<ServiceCounters> {
-        self.in_sandbox(way, |pins| {
-            let table = PerCpuTable::<ServiceTraffic>::open(pins)?;
-            let mut sum = ServiceCounters::default();
-            for entry in HashTable::<ServiceNames>::open(pins)?.entries() {
-                let (id, _) = entry?;
-                sum = table.get(id.0)?.into_iter().fold(sum, ServiceCounters::plus);
-            }
-            Ok(sum)
-        })
+        self.agents.agents[way.node()].traffic()
     }
 
     /// The kernel's ids of the programs that are attached to the cgroup, by name.

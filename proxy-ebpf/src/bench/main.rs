@@ -4,11 +4,13 @@
 //! would be timed on its own output. [`drive`] stands in front: it puts the packet back, picks another flow
 //! when asked to, and tail-calls the target. The same in front of [`empty`] is the overhead to subtract. The
 //! `floor_*` programs do as little as a step of any such datapath can: what cannot be undercut with stock maps
-//! and helpers. `xdp_*` is the same for the hook before the stack.
+//! and helpers. `xdp_*` is the same for the hook before the stack. [`generate`] sends packets to devices.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "direct packet and map access in programs that exist to be timed")]
 #![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
+
+mod generate;
 
 use aya_ebpf::{
     EbpfContext,
