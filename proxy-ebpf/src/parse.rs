@@ -1,6 +1,10 @@
 //! From bytes to the facts that a decision needs.
 
-use network_types::{eth::EthHdr, ip::Ipv6Hdr, tcp::TcpHdr};
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
 use proxy_common::{
     flow::TcpFlags,
     fragment::{FragmentKey, Ports},
@@ -15,6 +19,25 @@ use crate::{
 
 /// Bytes that must lie in the linear part to parse an ordinary packet of either family.
 pub(crate) const HEADERS: usize = EthHdr::LEN + Ipv6Hdr::LEN + TcpHdr::LEN;
+
+/// Bytes that must lie there to parse this packet: fewer than [`HEADERS`] for TCP over IPv4 without options.
+#[inline(always)]
+pub(crate) fn needed<P: Packet, const LINK: usize>(packet: &P, is_ipv4: bool) -> usize {
+    /// Version 4, five words (RFC 791 3.1).
+    const PLAIN: u8 = 0x45;
+    /// Where the protocol stands.
+    const PROTOCOL: usize = 9;
+    if !is_ipv4 {
+        return HEADERS;
+    }
+    let Some(header) = packet.load::<[u8; Ipv4Hdr::LEN]>(LINK) else {
+        return HEADERS;
+    };
+    if header[0] ^ PLAIN | header[PROTOCOL] ^ Protocol::TCP.0 != 0 {
+        return HEADERS;
+    }
+    LINK + Ipv4Hdr::LEN + TcpHdr::LEN
+}
 
 /// What a packet is.
 pub(crate) enum Content {

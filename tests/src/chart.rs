@@ -71,7 +71,7 @@ const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(215, 215, 215);
 const GOAL: RGBColor = RGBColor(200, 30, 30);
 /// Told apart by colour-blind eyes too: Okabe and Ito's palette.
-const SERIES: [RGBColor; 7] = [
+const SERIES: [RGBColor; 8] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -79,6 +79,7 @@ const SERIES: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(213, 94, 0),
     RGBColor(150, 150, 150),
+    RGBColor(60, 60, 60),
 ];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

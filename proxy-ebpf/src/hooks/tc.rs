@@ -37,9 +37,10 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
     if family != IPV4 && family != IPV6 || ctx.is_tagged() {
         return NEXT;
     }
-    // A driver may leave headers in fragments; what the packet does not have cannot be pulled.
+    // A driver may leave headers in fragments; what the packet does not have cannot be pulled. Sockets leave no headers
+    // there, and to pull their data would copy the packet: the socket holds on to it, to send it again.
     let linear = ctx.data_end().wrapping_sub(ctx.data());
-    if linear < HEADERS
+    if linear < parse::needed::<_, LINK>(ctx, family == IPV4)
         && linear < ctx.len() as usize
         && ctx.pull_data(ctx.len().min(HEADERS as u32)).is_err()
     {

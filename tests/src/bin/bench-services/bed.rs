@@ -22,6 +22,7 @@ use sluice_tests::{
 
 use crate::{
     catalogue::{Catalogue, Endpoint4, Service},
+    empty::EmptyPrograms,
     kernel_memory,
     kube_proxy::{self, KubeProxy},
     path::Path,
@@ -38,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 enum Proxy {
     /// Nothing does.
     Nothing,
+    /// Nothing does, but there are programs.
+    Empty(#[expect(dead_code, reason = "held as long as they are wanted")] EmptyPrograms),
     /// Agents that follow an API server. They are dropped first.
     Agents { agents: Vec<Agent>, api: HostedApi },
     /// kube-proxies that do.
@@ -130,6 +133,10 @@ impl Bed {
     pub(crate) fn start(&mut self) -> Result<Option<Start>> {
         match self.system {
             System::Nothing => Ok(None),
+            System::Empty => {
+                self.proxy = Proxy::Empty(EmptyPrograms::attach(&self.cluster.nodes)?);
+                Ok(None)
+            }
             System::Sluice | System::SluiceXdp => self.start_agents().map(Some),
             System::Iptables | System::IptablesLegacy | System::Nftables => match kube_proxy::program() {
                 Some(_) => self.start_kube_proxies().map(Some),
@@ -225,7 +232,7 @@ impl Bed {
     /// How much the process on the clients' node holds in memory.
     pub(crate) fn process_bytes(&self) -> Result<Option<u64>> {
         let pid = match &self.proxy {
-            Proxy::Nothing | Proxy::Rules(_) => return Ok(None),
+            Proxy::Nothing | Proxy::Empty(_) | Proxy::Rules(_) => return Ok(None),
             Proxy::Agents { agents, .. } => agents.first().and_then(Agent::pid),
             Proxy::KubeProxies { proxies, .. } => proxies.first().map(KubeProxy::pid),
         };
@@ -252,7 +259,7 @@ impl Bed {
             Path::PodToOther | Path::HostToOther | Path::OutsideToOther => (&self.other, Catalogue::OTHER),
         };
         let to = match (peer, path) {
-            (Peer::Direct, _) => pod.machine.addresses.at(TARGET_PORT).of(Family::V4),
+            (Peer::Direct | Peer::DirectEmpty, _) => pod.machine.addresses.at(TARGET_PORT).of(Family::V4),
             (_, Path::OutsideToSame | Path::OutsideToOther) => {
                 (IpAddr::from(one.addresses.v4), self.catalogue.node_port(vip)?).into()
             }
@@ -292,7 +299,7 @@ impl Bed {
 
     /// Seconds from when a service is made until a pod reaches it, and from when its endpoint is gone until it is refused.
     pub(crate) fn change(&mut self) -> Result<Option<[f64; 2]>> {
-        if matches!(self.proxy, Proxy::Nothing) {
+        if matches!(self.proxy, Proxy::Nothing | Proxy::Empty(_)) {
             return Ok(None);
         }
         let service = Service::passing(endpoint(&self.other));
@@ -313,7 +320,7 @@ impl Bed {
             let asking = scope.spawn(move || namespace.run(|| probe::wait_until(to, is_reached, PATIENCE)));
             let begin = Instant::now();
             match &mut self.proxy {
-                Proxy::Nothing => {}
+                Proxy::Nothing | Proxy::Empty(_) => {}
                 Proxy::Agents { api, .. } | Proxy::KubeProxies { api, .. } => service.publish(&api.server),
                 // The other node has rules of its own, and kube-proxies do not wait for each other.
                 Proxy::Rules(rules) => rules.first_mut().context("rules")?.put(service)?,

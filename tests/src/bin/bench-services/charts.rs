@@ -49,6 +49,7 @@ const fn series(peer: Peer) -> usize {
         Peer::IptablesLegacy => 5,
         Peer::Nftables => 2,
         Peer::Direct => 6,
+        Peer::DirectEmpty => 7,
     }
 }
 
@@ -60,6 +61,7 @@ const fn series_of(system: System) -> usize {
         System::IptablesLegacy => series(Peer::IptablesLegacy),
         System::Nftables => series(Peer::Nftables),
         System::Nothing => series(Peer::Direct),
+        System::Empty => series(Peer::DirectEmpty),
     }
 }
 
@@ -126,7 +128,7 @@ fn by_size(report: &Report, figure: impl Fn(&Row) -> Option<Summary>) -> Vec<Gro
         let bars: Vec<_> = bars.collect();
         (!bars.is_empty()).then(|| Group { name: peer.as_str().to_owned(), bars })
     };
-    Peer::ALL.into_iter().filter(|peer| *peer != Peer::Direct).filter_map(group).collect()
+    Peer::USUAL.into_iter().filter(|peer| *peer != Peer::Direct).filter_map(group).collect()
 }
 
 fn sizes(report: &Report) -> Chart {

@@ -10,6 +10,7 @@ mod bulk;
 mod catalogue;
 mod changes;
 mod charts;
+mod empty;
 mod kernel_memory;
 mod kube_proxy;
 mod measure;
@@ -89,7 +90,7 @@ impl Args {
 
     /// Who is compared, and who is not because something is not installed.
     fn peers(&self) -> Result<(Vec<Peer>, Vec<Peer>)> {
-        let named = if self.peers.is_empty() { &Peer::ALL[..] } else { &self.peers };
+        let named = if self.peers.is_empty() { &Peer::USUAL[..] } else { &self.peers };
         let (found, missing): (Vec<_>, Vec<_>) =
             named.iter().copied().partition(|peer| peer.system().is_installed());
         if let [peer, ..] = missing.as_slice()

@@ -11,6 +11,8 @@ use serde::Serialize;
 pub(crate) enum Peer {
     /// The client names the pod, on nodes without any proxy.
     Direct,
+    /// The same on nodes where programs look at each packet that do nothing; only if it is named.
+    DirectEmpty,
     /// Sluice, with the clients' sockets served (`--socket-lb=on`).
     Sluice,
     /// Sluice, by packets.
@@ -27,7 +29,8 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
-    pub(crate) const ALL: [Self; 7] = [
+    /// All but those that explain figures of others.
+    pub(crate) const USUAL: [Self; 7] = [
         Self::Direct,
         Self::Sluice,
         Self::SluicePackets,
@@ -41,6 +44,7 @@ impl Peer {
     pub(crate) const fn system(self) -> System {
         match self {
             Self::Direct => System::Nothing,
+            Self::DirectEmpty => System::Empty,
             Self::Sluice | Self::SluicePackets => System::Sluice,
             Self::SluiceXdp => System::SluiceXdp,
             Self::Iptables => System::Iptables,
@@ -52,6 +56,7 @@ impl Peer {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::DirectEmpty => "direct, empty programs",
             Self::Sluice => "Sluice",
             Self::SluicePackets => "Sluice, by packet",
             Self::SluiceXdp => "Sluice, XDP",
@@ -68,6 +73,8 @@ impl Peer {
 pub(crate) enum System {
     /// Nothing does.
     Nothing,
+    /// Nothing does, but there are programs.
+    Empty,
     /// Sluice's agents.
     Sluice,
     /// The same, with programs before the stack.
@@ -84,6 +91,7 @@ impl System {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Nothing => "none",
+            Self::Empty => "empty programs",
             Self::Sluice => "Sluice",
             Self::SluiceXdp => "Sluice, XDP",
             Self::Iptables => "iptables-nft",
@@ -101,7 +109,7 @@ impl System {
     /// The program that writes its rules, if it has any.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Sluice | Self::SluiceXdp => None,
+            Self::Nothing | Self::Empty | Self::Sluice | Self::SluiceXdp => None,
             Self::Iptables => Some("iptables-nft-restore"),
             Self::IptablesLegacy => Some("iptables-legacy-restore"),
             Self::Nftables => Some("nft"),
