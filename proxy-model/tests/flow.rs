@@ -110,6 +110,22 @@ fn close(node: &Node, from: &str, to: &str, backend: &str) {
     assert_eq!(node.reach(from, to, TCP, ACK), backend);
 }
 
+/// Two CPUs get the same packet, or two with one tuple.
+#[test]
+fn of_two_choices_for_one_tuple_the_first_stands() {
+    let node = node();
+    for port in 40_000..40_032 {
+        let client = format!("10.244.1.5:{port}");
+        let first = node.reach(&client, DNS, UDP, NONE);
+        node.race();
+        assert_eq!(node.reach(&client, DNS, UDP, NONE), first, "{client}");
+        assert_eq!(node.leave(&first, &client, UDP, NONE), rewritten(DNS, &client));
+        assert_eq!(node.entries(), 2, "{client}");
+        node.wait(3_600);
+        node.sweep();
+    }
+}
+
 #[test]
 fn a_pod_reaches_either_backend_about_as_often_and_sees_the_vip_answer() {
     let node = node();

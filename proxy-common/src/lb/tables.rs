@@ -30,6 +30,8 @@ pub trait FlowRef: Copy {
     fn leads_to(&self, key: &FlowKey) -> bool;
     /// What packets of this direction become at the hook that the entry is for.
     fn translation(&self, hook: Hook) -> Translation;
+    /// Makes a draft of the same key say where packets go as this entry does: the other direction's key, and the flags.
+    fn copy_to(&self, draft: &mut Draft);
     /// Records that this direction saw a packet.
     fn touch(&self, now: Ticks);
     /// Records a new state of the flow.
