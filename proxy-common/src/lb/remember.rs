@@ -31,6 +31,11 @@ pub(super) fn remember<T: Tables>(
     let Some(backend) = tables.backend(chosen.backend()) else {
         return Some(DropReason::BrokenTable);
     };
+    // What begins was asked for before it chose; what is taken up may have turned out to be a process's own after that.
+    if !packet.begins() && !tables.may_begin() {
+        tables.count_drop(backend.service, DropReason::NewFlowLimit);
+        return Some(DropReason::NewFlowLimit);
+    }
     let key = &packet.key;
     let reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
     let made = Made { backend: chosen.backend(), generation: backend.generation, service: backend.service };

@@ -99,6 +99,8 @@ pub trait Tables {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Writes the mapping of a client. A full table forgets another one.
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
+    /// Whether another flow may begin on this CPU now; if so, that counts as one.
+    fn may_begin(&self) -> bool;
     /// A backend by its id.
     fn backend(&self, id: BackendId) -> Option<Backend>;
     /// Counts a flow that was given a backend.

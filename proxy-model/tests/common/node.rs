@@ -24,6 +24,7 @@ use proxy_common::{
         self, FlowRef, Insert, InsertError, Listeners, Packet, Process, Sockets, Tables, Translation,
         Verdict, Wish,
     },
+    limit::Bucket,
     pod::{CgroupId, PodReasons},
     ranges::SourceRange,
     socket::{SocketEntry, SocketKey},
@@ -50,6 +51,7 @@ pub(crate) struct Node {
     sockets: RefCell<HashMap<SocketKey, SocketEntry>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
     draft: RefCell<Draft>,
+    bucket: Cell<Bucket>,
     /// What another CPU writes just before this one writes its next flow.
     rival: RefCell<Vec<(FlowKey, FlowEntry)>>,
     /// Where processes of the node listen.
@@ -93,6 +95,7 @@ impl Node {
             sockets: RefCell::default(),
             counters: RefCell::default(),
             draft: RefCell::default(),
+            bucket: Cell::default(),
             rival: RefCell::default(),
             listeners: Vec::new(),
             connected: Vec::new(),
@@ -369,6 +372,13 @@ impl Tables for Node {
 
     fn slot(&self, index: u32) -> Option<BackendId> {
         self.memory.slots.get(&index).copied()
+    }
+
+    fn may_begin(&self) -> bool {
+        let mut bucket = self.bucket.get();
+        let may = bucket.take(self.settings.new_flow_rate(), self.now());
+        self.bucket.set(bucket);
+        may
     }
 
     fn backend(&self, id: BackendId) -> Option<Backend> {
