@@ -6,6 +6,7 @@ use crate::{
     addr::Addr,
     bits::bit_set,
     flow::FlowState,
+    limit::{self, Rate},
     pod::{Levels, PodReasons},
     socket::halves,
     time::Ticks,
@@ -30,6 +31,8 @@ pub struct NodeSettings {
     pub sockets: SocketSettings,
     /// Everything else that is yes or no.
     pub flags: NodeFlags,
+    /// Flows that may begin through services in each second on each CPU; 0: any number.
+    pub new_flows: u32,
 }
 
 impl NodeSettings {
@@ -44,7 +47,15 @@ impl NodeSettings {
             source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
             sockets: SocketSettings::OFF,
             flags: NodeFlags(0),
+            new_flows: limit::NEW_FLOWS,
         }
+    }
+
+    /// How fast flows may begin on each CPU.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new_flow_rate(&self) -> Rate {
+        Rate { per_second: self.new_flows, ticks_per_second: self.ticks_per_second }
     }
 
     /// A duration in ticks.

@@ -26,11 +26,13 @@ pub enum DropReason {
     OrphanFragment = 9,
     /// The connection's backend is gone, and its service wants its clients told.
     BackendGone = 10,
+    /// More flows begin on this CPU than may.
+    NewFlowLimit = 11,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NoBackend,
         Self::FlowTableFull,
         Self::NoSourcePort,
@@ -42,6 +44,7 @@ impl DropReason {
         Self::NoSourceAddress,
         Self::OrphanFragment,
         Self::BackendGone,
+        Self::NewFlowLimit,
     ];
 
     /// The name used in output and metrics.
@@ -59,6 +62,7 @@ impl DropReason {
             Self::NoSourceAddress => "no_source_address",
             Self::OrphanFragment => "orphan_fragment",
             Self::BackendGone => "backend_gone",
+            Self::NewFlowLimit => "new_flow_limit",
         }
     }
 }

@@ -143,7 +143,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
     }
     match remember::masquerade(tables, packet, mode) {
         Some(reason) => Verdict::Drop(reason),
-        None => written(tables, &packet.key),
+        None => drafted(tables, Hook::EGRESS),
     }
 }
 
@@ -241,7 +241,7 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
 /// remembers both directions.
 ///
 /// The two steps are out of line, each with a stack frame that ends before the next begins: together they would be
-/// too much for a program's stack. They answer in one register; where the packet goes is read from the new entry.
+/// too much for a program's stack. They answer in one register; where the packet goes is read from the draft of the new entry.
 #[inline(always)]
 fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mode: Insert) -> Verdict {
     let selection = select::select(tables, packet, mode);
@@ -259,16 +259,17 @@ fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mod
         Some(reason) => Verdict::Drop(reason),
         None => {
             tables.tell_flow(packet.device);
-            written(tables, &packet.key)
+            drafted(tables, Hook::INGRESS)
         }
     }
 }
 
-/// What the entry says that has just been written.
+/// What the flow says that has just been written: read from its draft, as a lookup of the entry would cost as much as all the rest
+/// of the answer.
 #[inline(always)]
-fn written<T: Tables>(tables: &T, key: &FlowKey) -> Verdict {
-    match tables.flow(key) {
-        Some(flow) => Verdict::Rewrite(flow.translation(key.hook)),
-        None => Verdict::Drop(DropReason::FlowTableFull),
+fn drafted<T: Tables>(tables: &T, hook: Hook) -> Verdict {
+    match tables.draft() {
+        Some(draft) => Verdict::Rewrite(Translation::of(hook, &draft.reply, draft.entry.head.flags)),
+        None => Verdict::Drop(DropReason::BrokenTable),
     }
 }

@@ -30,6 +30,7 @@ use proxy_common::{
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId},
     lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
+    limit::Bucket,
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
     route::{self, Route},
@@ -135,6 +136,10 @@ static SOCKET_TABLES: ArrayOfMaps<LruHash<Sockets>, { PLACES as usize }> = Array
 #[map]
 static DRAFTS: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 
+/// New flows of each CPU. A bucket serves the programs of one agent's start, and is full whenever one begins.
+#[map]
+static NEW_FLOWS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
 /// The kernel's clock.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "ticks are jiffies modulo 2^32")]
@@ -214,6 +219,15 @@ impl FlowRef for Flow {
     fn translation(&self, hook: Hook) -> Translation {
         // SAFETY: as above. The tuple of an entry never changes in place.
         unsafe { Translation::of(hook, &(*self.0.as_ptr()).peer, (*self.0.as_ptr()).head.flags) }
+    }
+
+    #[inline(always)]
+    fn copy_to(&self, draft: &mut Draft) {
+        // SAFETY: as above. Bytes go from one map's memory to another's.
+        unsafe {
+            draft.reply = (*self.0.as_ptr()).peer;
+            draft.entry.head.flags = (*self.0.as_ptr()).head.flags;
+        }
     }
 
     #[inline(always)]
@@ -345,6 +359,15 @@ impl Tables for Maps {
                 let _absent = table.remove(key);
             }
         }
+    }
+
+    #[inline(always)]
+    fn may_begin(&self) -> bool {
+        let (Some(bucket), Some(settings)) = (NEW_FLOWS.get_ptr_mut(0), self.settings()) else {
+            return false;
+        };
+        // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+        unsafe { &mut *bucket }.take(settings.new_flow_rate(), now())
     }
 
     #[inline(always)]

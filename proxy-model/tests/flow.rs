@@ -110,6 +110,47 @@ fn close(node: &Node, from: &str, to: &str, backend: &str) {
     assert_eq!(node.reach(from, to, TCP, ACK), backend);
 }
 
+/// Neither what runs nor what is refused anyway asks for a token; what is beyond the limit leaves nothing.
+#[test]
+fn flows_beyond_the_limit_are_dropped_and_nothing_else_is() {
+    let mut node = node();
+    node.settings.new_flows = 20;
+    let backend = connect(&node, CLIENT, WEB);
+    // A tenth of a second's flows and one more, less the one that runs.
+    for port in [50_000, 50_001] {
+        node.reach(&format!("10.244.1.5:{port}"), DNS, UDP, NONE);
+    }
+    let refused = Verdict::Drop(DropReason::NewFlowLimit);
+    assert_eq!(node.enter("10.244.1.5:50002", DNS, UDP, NONE), refused);
+    assert_eq!(node.enter("10.244.1.5:50002", WEB, TCP, SYN), refused);
+    assert_eq!((node.entries(), node.counted().drops), (6, 2));
+    assert_eq!(node.reach(CLIENT, WEB, TCP, ACK), backend);
+    assert_eq!(node.leave(&backend, CLIENT, TCP, ACK), rewritten(WEB, CLIENT));
+    assert_eq!(node.enter("10.244.1.5:50003", "192.0.2.77:80", TCP, SYN), Verdict::Pass);
+    assert_eq!(
+        node.enter("10.244.1.5:50004", "10.96.0.3:80", TCP, SYN),
+        Verdict::Refuse(DropReason::NoBackend)
+    );
+    node.wait(1);
+    node.reach("10.244.1.5:50002", DNS, UDP, NONE);
+}
+
+/// Two CPUs get the same packet, or two with one tuple.
+#[test]
+fn of_two_choices_for_one_tuple_the_first_stands() {
+    let node = node();
+    for port in 40_000..40_032 {
+        let client = format!("10.244.1.5:{port}");
+        let first = node.reach(&client, DNS, UDP, NONE);
+        node.race();
+        assert_eq!(node.reach(&client, DNS, UDP, NONE), first, "{client}");
+        assert_eq!(node.leave(&first, &client, UDP, NONE), rewritten(DNS, &client));
+        assert_eq!(node.entries(), 2, "{client}");
+        node.wait(3_600);
+        node.sweep();
+    }
+}
+
 #[test]
 fn a_pod_reaches_either_backend_about_as_often_and_sees_the_vip_answer() {
     let node = node();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use proxy_common::{
     config::NodeFlags,
+    drop::DropReason,
     flow::TcpFlags,
     lb::{Translation, Verdict},
     tuple::{FlowKey, Hook, Protocol},
@@ -229,6 +230,23 @@ fn what_is_taken_up_is_forgotten_soon_unless_it_goes_on() {
         let state = node.state_of(CLIENT, EXTERNAL);
         assert_eq!(state.is_some(), lasts, "{more} more segments: {state:?}");
     }
+}
+
+/// Its client says it again; what belongs to a process is not even counted.
+#[test]
+fn beyond_the_limit_on_new_flows_nothing_is_taken_up() {
+    let mut node = taking_up(1..6);
+    node.settings.new_flows = 1;
+    enter(&node, CLIENT, EXTERNAL, ACK);
+    let enter_from = |node: &Node, client| node.enter_by(UPLINK, client, EXTERNAL, TCP, ACK);
+    let other = "198.51.100.2:40000";
+    assert_eq!(enter_from(&node, other), Verdict::Drop(DropReason::NewFlowLimit));
+    assert_eq!((node.entries(), node.counted().drops), (2, 1));
+    node.model.set_node_addresses(["203.0.113.1".parse().unwrap()]);
+    node.settle();
+    node.connected.push(FlowKey::new(end(other), end(EXTERNAL), TCP, Hook::INGRESS));
+    assert_eq!(enter_from(&node, other), Verdict::Pass);
+    assert_eq!(node.counted().drops, 1);
 }
 
 #[test]

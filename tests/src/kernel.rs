@@ -394,6 +394,17 @@ impl Kernel {
         Ok(table.put(0, &NodeSettings { flags, ..settings })?)
     }
 
+    /// Lets so many flows begin in each second on each CPU; 0: any number.
+    ///
+    /// # Errors
+    ///
+    /// If there are no settings, or they cannot be written.
+    pub fn set_new_flow_limit(&mut self, new_flows: u32) -> Result<()> {
+        let mut table = ArrayTable::<Settings>::open(&self.pins)?;
+        let settings = table.get(0)?.context("no settings")?;
+        Ok(table.put(0, &NodeSettings { new_flows, ..settings })?)
+    }
+
     /// A flow entry.
     ///
     /// # Errors

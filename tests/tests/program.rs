@@ -8,6 +8,7 @@ mod program {
     mod errors;
     mod events;
     mod flows;
+    mod limit;
     mod load;
     mod maglev;
     mod packets;

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use proxy_common::{config::SocketFlags, pod::PodReasons};
+use proxy_common::{config::SocketFlags, limit::NEW_FLOWS, pod::PodReasons};
 use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, parse_ip};
 
 use super::{ConfigError, Configuration, GoDuration, Mode, SocketLb, address, gates, problem::Problem};
@@ -75,6 +75,7 @@ impl Configuration {
             node_ports: own.node_port_range.unwrap_or(PortRange::NODE_PORTS),
             sockets,
             timeouts: self.timeouts(),
+            new_flow_limit: own.new_flow_limit.unwrap_or(NEW_FLOWS),
             audit_interval: own
                 .audit_interval
                 .unwrap_or(AUDIT_INTERVAL)
@@ -302,6 +303,14 @@ mod tests {
             assert_eq!(options.sockets.pods, expected, "{flags:?}");
             assert_eq!(options.model.follow_pods, expected != PodReasons::NONE, "{flags:?}");
         }
+    }
+
+    #[test]
+    fn new_flows_have_a_limit_and_zero_is_none() {
+        let limit = |flags: &[&str]| parse(flags).map(|options| options.new_flow_limit);
+        assert_eq!(limit(&[]), Ok(100_000));
+        assert_eq!(limit(&["--new-flow-limit=250"]), Ok(250));
+        assert_eq!(limit(&["--new-flow-limit=0"]), Ok(0));
     }
 
     #[test]

@@ -92,6 +92,11 @@ pub struct SluiceOptions {
     #[arg(long, value_name = "DURATION", help_heading = "Services")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_interval: Option<GoDuration>,
+    /// Flows that may begin through services in each second on each CPU; a tenth of them at once. Packets that would begin more
+    /// are dropped, so that a flood leaves time for what runs. 0: any number may [default: 100000]
+    #[arg(long, value_name = "N", help_heading = "Services")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_flow_limit: Option<u32>,
     /// Processes that get their backend when they connect or send, rather than when their packets pass. `host-only`: the
     /// node's own, which reach services in no other way. `auto`: as well the TCP connections of pods that are known not to
     /// need the service's address on their packets, as service meshes and virtual machines do; or nobody where there is
@@ -185,6 +190,7 @@ impl SluiceOptions {
             serve_external_ips: self.serve_external_ips.or(file.serve_external_ips),
             backend_selection: self.backend_selection.or(file.backend_selection),
             audit_interval: self.audit_interval.or(file.audit_interval),
+            new_flow_limit: self.new_flow_limit.or(file.new_flow_limit),
             socket_lb: self.socket_lb.or(file.socket_lb),
             cgroup: self.cgroup.or(file.cgroup),
             localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),

@@ -28,6 +28,8 @@ pub struct Options {
     pub audit_interval: Option<Duration>,
     /// How long flows may be silent.
     pub timeouts: ConntrackTimeouts,
+    /// Flows that may begin through services in each second on each CPU; 0: any number.
+    pub new_flow_limit: u32,
     /// How much the tables have room for.
     pub capacities: Capacities,
 }

@@ -62,6 +62,7 @@ impl Settings {
         pins: &Pins,
         node_ports: PortRange,
         timeouts: ConntrackTimeouts,
+        new_flows: u32,
     ) -> Result<Self, TableError> {
         let mut table = ArrayTable::<Table>::open(pins)?;
         // Loading the datapath has left some.
@@ -74,6 +75,7 @@ impl Settings {
             pod_networks: found.pod_networks,
             sockets: found.sockets,
             flags: found.flags,
+            new_flows,
             ..NodeSettings::new(found.ticks_per_second)
         };
         table.put(0, &current)?;

@@ -65,6 +65,8 @@ pub struct Status {
     pub maglev_frontends: u64,
     /// Ports that sources may be rewritten to.
     pub source_ports: u32,
+    /// Flows that may begin in each second on each CPU; 0: any number.
+    pub new_flow_limit: u32,
     /// Packets of running flows that were met before the stack, by what became of them.
     pub passages: BTreeMap<&'static str, u64>,
     /// Dropped packets by reason.
@@ -199,6 +201,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
         rewritten_sources,
         maglev_frontends,
         source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
+        new_flow_limit: settings.map_or(0, |settings| settings.new_flows),
         passages,
         drops,
     })

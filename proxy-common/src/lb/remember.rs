@@ -19,8 +19,8 @@ use super::{Insert, InsertError, Packet, Tables, select::Selection, tables::Flow
 /// How many ports are tried. With 9 of 10 taken, all are taken once in a thousand times.
 const PROBES: u32 = 64;
 
-/// Writes both entries of a new flow through a service, and counts it; says why if it could not. If another CPU was faster
-/// with the same tuple, its choice stands.
+/// Writes both entries of a new flow through a service, and counts it; says why if it could not. The draft is the flow then: if
+/// another CPU was faster with the same tuple, that one's, as its choice stands.
 #[inline(never)]
 pub(super) fn remember<T: Tables>(
     tables: &T,
@@ -31,6 +31,11 @@ pub(super) fn remember<T: Tables>(
     let Some(backend) = tables.backend(chosen.backend()) else {
         return Some(DropReason::BrokenTable);
     };
+    // What begins was asked for before it chose; what is taken up may have turned out to be a process's own after that.
+    if !packet.begins() && !tables.may_begin() {
+        tables.count_drop(backend.service, DropReason::NewFlowLimit);
+        return Some(DropReason::NewFlowLimit);
+    }
     let key = &packet.key;
     let reply = FlowKey::new(backend.end(), key.source_end(), key.protocol, Hook::EGRESS);
     let made = Made { backend: chosen.backend(), generation: backend.generation, service: backend.service };
@@ -176,11 +181,17 @@ fn write<T: Tables>(tables: &T, mode: Insert, flags: FlowFlags, first: First) ->
     draft.entry.head.direction = Direction::ORIGINAL;
     draft.entry.head.flags = flags;
     let error = tables.insert_flow(&draft.key, &draft.entry, mode).err()?;
-    let won = tables.flow(&draft.key).is_some_and(|flow| flow.leads_to(&draft.reply));
-    if !won {
+    let there = tables.flow(&draft.key);
+    if there.is_none_or(|flow| !flow.leads_to(&draft.reply)) {
         tables.remove_flow(&draft.reply);
     }
-    if error == InsertError::Exists { None } else { Some(DropReason::FlowTableFull) }
+    match there {
+        Some(flow) if error == InsertError::Exists => {
+            flow.copy_to(&mut draft);
+            None
+        }
+        _ => Some(DropReason::FlowTableFull),
+    }
 }
 
 /// How the search for a port ended, in one register.
@@ -203,18 +214,19 @@ pub fn reserve<T: Tables>(tables: &T, first: First) -> Found {
         return Found::NO_PORT;
     };
     if first == First::Tried {
+        // Nearly always nobody has the tuple; the insertion looks for itself, so nothing else does before.
+        match tables.insert_flow(&draft.reply, &draft.entry, Insert::New) {
+            Ok(()) => return Found::PORT,
+            Err(InsertError::Full) => return Found::FULL,
+            Err(InsertError::Exists) => {}
+        }
         match occupation(tables, &draft) {
-            Occupation::Absent => match tables.insert_flow(&draft.reply, &draft.entry, Insert::New) {
-                Ok(()) => return Found::PORT,
-                Err(InsertError::Full) => return Found::FULL,
-                Err(InsertError::Exists) => {}
-            },
             Occupation::Stale => return replace(tables, &draft),
             // Its own earlier connection does not keep a client from its own port.
             Occupation::Over if draft.reply.destination_end() == draft.key.source_end() => {
                 return replace(tables, &draft);
             }
-            Occupation::Over | Occupation::Taken => {}
+            Occupation::Absent | Occupation::Over | Occupation::Taken => {}
         }
     }
     let now = tables.now();

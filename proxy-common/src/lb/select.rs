@@ -35,6 +35,7 @@ impl Selection {
     const BROKEN_TABLE: Self = Self(u32::MAX - 3);
     const NOT_IN_SOURCE_RANGES: Self = Self(u32::MAX - 4);
     const UNKNOWN_PORT: Self = Self(u32::MAX - 5);
+    const TOO_MANY: Self = Self(u32::MAX - 6);
 
     /// With what the frontend wants of a connection to the backend, if there is one.
     #[inline(always)]
@@ -47,7 +48,7 @@ impl Selection {
 
     #[inline(always)]
     const fn is_backend(self) -> bool {
-        self.0 < Self::UNKNOWN_PORT.0
+        self.0 < Self::TOO_MANY.0
     }
 
     /// The backend, if there is one.
@@ -78,6 +79,7 @@ impl Selection {
             Self::NO_LOCAL_BACKEND => return Some(Verdict::Drop(DropReason::NoLocalBackend)),
             Self::NOT_IN_SOURCE_RANGES => return Some(Verdict::Drop(DropReason::NotInSourceRanges)),
             Self::BROKEN_TABLE => return Some(Verdict::Drop(DropReason::BrokenTable)),
+            Self::TOO_MANY => return Some(Verdict::Drop(DropReason::NewFlowLimit)),
             Self(_) => return None,
         };
         Some(if sender.is_unicast() { Verdict::Refuse(reason) } else { Verdict::Drop(reason) })
@@ -93,6 +95,7 @@ impl Selection {
             Self::NO_LOCAL_BACKEND => Wish::Forbidden(DropReason::NoLocalBackend),
             Self::NOT_IN_SOURCE_RANGES => Wish::Forbidden(DropReason::NotInSourceRanges),
             Self::BROKEN_TABLE => Wish::Forbidden(DropReason::BrokenTable),
+            Self::TOO_MANY => Wish::Forbidden(DropReason::NewFlowLimit),
             Self(_) => return None,
         })
     }
@@ -104,6 +107,7 @@ impl Selection {
             Self::NO_BACKEND => DropReason::NoBackend,
             Self::NO_LOCAL_BACKEND => DropReason::NoLocalBackend,
             Self::NOT_IN_SOURCE_RANGES => DropReason::NotInSourceRanges,
+            Self::TOO_MANY => DropReason::NewFlowLimit,
             _ => DropReason::BrokenTable,
         }
     }
@@ -287,9 +291,13 @@ struct Set {
     silent: FrontendFlags,
 }
 
-/// The backend that the client is used to, or else one of the set.
+/// The backend that the client is used to, or else one of the set; or none, if too many flows begin.
 #[inline(always)]
 fn choose<T: Tables>(tables: &T, frontend: &Frontend, set: &Set, client: &Client<'_>) -> Selection {
+    // What is refused anyway begins no flow, and processes have none.
+    if client.packet.is_some_and(Packet::begins) && set.run.count != 0 && !tables.may_begin() {
+        return Selection::TOO_MANY;
+    }
     if frontend.affinity == 0 {
         return draw(tables, frontend, set, client);
     }

@@ -30,6 +30,8 @@ pub trait FlowRef: Copy {
     fn leads_to(&self, key: &FlowKey) -> bool;
     /// What packets of this direction become at the hook that the entry is for.
     fn translation(&self, hook: Hook) -> Translation;
+    /// Makes a draft of the same key say where packets go as this entry does: the other direction's key, and the flags.
+    fn copy_to(&self, draft: &mut Draft);
     /// Records that this direction saw a packet.
     fn touch(&self, now: Ticks);
     /// Records a new state of the flow.
@@ -97,6 +99,8 @@ pub trait Tables {
     fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Writes the mapping of a client. A full table forgets another one.
     fn set_affinity(&self, key: &AffinityKey, value: &Affinity);
+    /// Whether another flow may begin on this CPU now; if so, that counts as one.
+    fn may_begin(&self) -> bool;
     /// A backend by its id.
     fn backend(&self, id: BackendId) -> Option<Backend>;
     /// Counts a flow that was given a backend.

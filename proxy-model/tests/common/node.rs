@@ -24,6 +24,7 @@ use proxy_common::{
         self, FlowRef, Insert, InsertError, Listeners, Packet, Process, Sockets, Tables, Translation,
         Verdict, Wish,
     },
+    limit::Bucket,
     pod::{CgroupId, PodReasons},
     ranges::SourceRange,
     socket::{SocketEntry, SocketKey},
@@ -50,6 +51,9 @@ pub(crate) struct Node {
     sockets: RefCell<HashMap<SocketKey, SocketEntry>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
     draft: RefCell<Draft>,
+    bucket: Cell<Bucket>,
+    /// What another CPU writes just before this one writes its next flow.
+    rival: RefCell<Vec<(FlowKey, FlowEntry)>>,
     /// Where processes of the node listen.
     pub(crate) listeners: Vec<(Endpoint, Protocol)>,
     /// Packets of connections that processes of the node have.
@@ -91,6 +95,8 @@ impl Node {
             sockets: RefCell::default(),
             counters: RefCell::default(),
             draft: RefCell::default(),
+            bucket: Cell::default(),
+            rival: RefCell::default(),
             listeners: Vec::new(),
             connected: Vec::new(),
             cgroups: Vec::new(),
@@ -195,6 +201,17 @@ impl Node {
         flows.get(&of(Protocol::TCP)).map(|entry| entry.get().head.state)
     }
 
+    /// Takes all entries out of the flow table, and has another CPU write them at the worst moment.
+    pub(crate) fn race(&self) {
+        let entries = self.flows.take().into_iter().map(|(key, entry)| (key, entry.get()));
+        self.rival.replace(entries.collect());
+    }
+
+    /// How many entries the flow table has.
+    pub(crate) fn entries(&self) -> usize {
+        self.flows.borrow().len()
+    }
+
     /// The agent's sweep: expired flows go.
     pub(crate) fn sweep(&self) {
         let now = self.now();
@@ -250,6 +267,11 @@ impl FlowRef for Entry {
     fn translation(&self, hook: Hook) -> Translation {
         let FlowEntry { peer, head } = self.0.get();
         Translation::of(hook, &peer, head.flags)
+    }
+
+    fn copy_to(&self, draft: &mut Draft) {
+        draft.entry = self.0.get();
+        draft.reply = draft.entry.peer;
     }
 
     fn touch(&self, now: Ticks) {
@@ -330,6 +352,9 @@ impl Tables for Node {
 
     fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
         let mut flows = self.flows.borrow_mut();
+        for (key, entry) in self.rival.take() {
+            flows.insert(key, Box::leak(Box::new(Cell::new(entry))));
+        }
         if mode == Insert::New && flows.contains_key(key) {
             return Err(InsertError::Exists);
         }
@@ -347,6 +372,13 @@ impl Tables for Node {
 
     fn slot(&self, index: u32) -> Option<BackendId> {
         self.memory.slots.get(&index).copied()
+    }
+
+    fn may_begin(&self) -> bool {
+        let mut bucket = self.bucket.get();
+        let may = bucket.take(self.settings.new_flow_rate(), self.now());
+        self.bucket.set(bucket);
+        may
     }
 
     fn backend(&self, id: BackendId) -> Option<Backend> {

@@ -156,6 +156,10 @@ impl FlowRef for Found {
         Translation::of(hook, &self.0.peer, self.0.head.flags)
     }
 
+    fn copy_to(&self, draft: &mut Draft) {
+        (draft.reply, draft.entry) = (self.0.peer, self.0);
+    }
+
     fn touch(&self, _: Ticks) {}
 
     fn enter(&self, _: FlowState, _: Ticks) {}
@@ -242,6 +246,10 @@ impl Tables for Trial<'_> {
     }
 
     fn set_affinity(&self, _: &AffinityKey, _: &Affinity) {}
+
+    fn may_begin(&self) -> bool {
+        true
+    }
 
     fn backend(&self, id: BackendId) -> Option<Backend> {
         self.view.backends.get(&id).copied()

@@ -15,6 +15,10 @@ impl Show for Status {
             text += &format!("also     {others} (another version's, until this one's agent has synced)\n");
         }
         text += &format!("flows    {}\n", list(&self.flows));
+        text += &match self.new_flow_limit {
+            0 => "limit    none: any number of flows may begin\n".to_owned(),
+            limit => format!("limit    {limit} flows may begin in a second on each CPU\n"),
+        };
         text += &format!(
             "sources  rewritten for {} flows; {} ports are there for it\n",
             self.rewritten_sources, self.source_ports
@@ -171,6 +175,9 @@ pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
         DropReason::BackendGone => {
             "the endpoint of a connection is gone, and the Service wants clients told (TCP RST)"
         }
+        DropReason::NewFlowLimit => {
+            "more flows begin than --new-flow-limit lets: a flood, or a limit too low"
+        }
         DropReason::OrphanFragment => "a fragment came before the first of its datagram",
     }
 }
@@ -211,12 +218,14 @@ mod tests {
             rewritten_sources: 1,
             maglev_frontends: 3,
             source_ports: 34_305,
+            new_flow_limit: 100_000,
             passages: BTreeMap::from([("forwarded", 9), ("form", 0), ("route", 1)]),
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
         };
         let expected = "\
 pins     /sys/fs/bpf/sluice/v4
 flows    established 2
+limit    100000 flows may begin in a second on each CPU
 sources  rewritten for 1 flows; 34305 ports are there for it
 maglev   3 frontends choose backends by hash
 xdp      forwarded 9, route 1

@@ -33,6 +33,8 @@ const FLOOR: &str = "floor, IPv4 TCP";
 const SERVICE: ServiceId = ServiceId(1);
 /// `XDP_TX`: sent on.
 const TX: u32 = 3;
+/// `TC_ACT_SHOT`: dropped.
+const SHOT: u32 = 2;
 
 /// Goals, in nanoseconds.
 const TC: f64 = 50.0;
@@ -40,6 +42,7 @@ const XDP: f64 = 45.0;
 const NOT_OURS: f64 = 8.0;
 const NEW: f64 = 700.0;
 const OF_MANY: f64 = 150.0;
+const REFUSED: f64 = 150.0;
 
 /// Measures everything.
 pub(crate) fn measure(args: &Args) -> Result<Report> {
@@ -100,6 +103,7 @@ impl Bench<'_> {
         let backend = parse("10.244.2.6:9090", "[fd00:244:2::6]:9090")?;
         let stranger = parse("192.0.2.77:80", "[2001:db8::77]:80")?;
         let mut kernel = Kernel::load()?;
+        kernel.set_new_flow_limit(0)?;
         kernel.serve(SERVICE, vip, protocol, 1, &[backend])?;
         let is_tcp = protocol == Protocol::TCP;
         let frame = |source, destination, tcp_flags| {
@@ -123,6 +127,7 @@ impl Bench<'_> {
         }
         let opens = frame(client, vip, flags::SYN);
         self.new_flows(&group, "new flow", &mut kernel, &opens)?;
+        self.refused_flows(&group, &mut kernel, &opens)?;
         kernel.template.flags = FrontendFlags::MAGLEV;
         kernel.serve(SERVICE, vip, protocol, 1, &[backend])?;
         kernel.set_slots(vip, protocol, &[BackendId(1); MAGLEV_SLOTS])?;
@@ -204,6 +209,27 @@ impl Bench<'_> {
             nets.push(gross - self.driver.time(&empty, NEW_FLOWS)?);
         }
         self.note(group, case, nets, Some(NEW))
+    }
+
+    /// Every packet would open a flow, and next to none may.
+    fn refused_flows(&mut self, group: &str, kernel: &mut Kernel, frame: &Frame) -> Result<()> {
+        let case = "new flow, beyond the limit";
+        if !self.wants(group, case) {
+            return Ok(());
+        }
+        let target = Target { action: SHOT, ..stack_program(kernel, Program::Ingress)? };
+        let empty = self.driver.empty(Hook::Tc)?;
+        let mut nets = Vec::new();
+        kernel.set_new_flow_limit(1)?;
+        for _ in 0..self.args.runs {
+            kernel.clear_flows()?;
+            self.driver.prepare(frame, Flows::New)?;
+            let gross = self.driver.time(&target, NEW_FLOWS)?;
+            self.driver.prepare(frame, Flows::New)?;
+            nets.push(gross - self.driver.time(&empty, NEW_FLOWS)?);
+        }
+        kernel.set_new_flow_limit(0)?;
+        self.note(group, case, nets, Some(REFUSED))
     }
 
     fn wants(&self, group: &str, case: &str) -> bool {
