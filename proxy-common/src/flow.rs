@@ -126,6 +126,13 @@ impl FlowState {
         self.0 == Self::UNREPLIED.0 || self.0 == Self::SYN_SENT.0 || self.0 == Self::SYN_RECEIVED.0
     }
 
+    /// Whether some packets leave this state as it is, see [`FlowState::is_steady`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn runs(self) -> bool {
+        self.0 == Self::UNREPLIED.0 || self.0 == Self::REPLIED.0 || self.0 == Self::ESTABLISHED.0
+    }
+
     /// Whether the connection is over, and the tuple may open another one.
     #[must_use]
     #[inline(always)]
@@ -350,6 +357,7 @@ mod tests {
             for flags in (0..=u8::MAX).map(TcpFlags) {
                 for direction in [D::ORIGINAL, D::REPLY] {
                     if state.is_steady(direction, flags) {
+                        assert!(state.runs(), "{state:?}");
                         assert_eq!(
                             state.advance(direction, flags),
                             state,

@@ -8,11 +8,14 @@
 //!                                   -> no:  device's address -> free port -> two new entries
 //! ```
 //!
+//! What a running flow makes of its packets each CPU remembers for a moment, and asks itself before the flow table: `cache`.
+//!
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
 //! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
 //! same way before there is a packet: `process`. Who listens at a service's address on the node itself comes first: `own`.
 //! [`through`] asks both hooks' questions at once, of packets that the stack need not see.
 
+mod cache;
 mod own;
 mod process;
 mod remember;
@@ -22,6 +25,7 @@ mod through;
 
 use crate::{
     addr::Addr,
+    cache::Answer,
     drop::DropReason,
     endian::Be16,
     filter::AddressRoles,
@@ -107,10 +111,13 @@ pub fn ingress<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Pack
     {
         return Verdict::Pass;
     }
-    let flow = tables.flow(&packet.key);
-    let mode = match flow {
+    if let Some(Answer { translation, ground }) = cache::recall(tables, &packet.key, packet.flags) {
+        tables.count_packet(ground.service, ground.direction, packet.length);
+        return Verdict::Rewrite(translation);
+    }
+    let mode = match tables.flow(&packet.key) {
         None => Insert::New,
-        Some(flow) if !stays(tables, packet, flow) => match remember::lose(tables, packet) {
+        Some(flow) if !stays(tables, packet.flags, &flow.head()) => match remember::lose(tables, packet) {
             Some(reason) => return Verdict::Reset(reason),
             None => Insert::Replace,
         },
@@ -126,6 +133,10 @@ pub fn ingress<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Pack
 pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdict {
     if !masquerade && !tables.roles(packet.key.source).contains(AddressRoles::BACKEND) {
         return Verdict::Pass;
+    }
+    if let Some(Answer { translation, ground }) = cache::recall(tables, &packet.key, packet.flags) {
+        tables.count_packet(ground.service, ground.direction, packet.length);
+        return Verdict::Rewrite(translation);
     }
     let mode = match tables.flow(&packet.key) {
         None => Insert::New,
@@ -170,12 +181,11 @@ pub fn related<T: Tables>(tables: &T, beside: &FlowKey) -> Option<Translation> {
     Some(flow.translation(beside.hook))
 }
 
-/// Whether a packet of a flow may still go to its backend. Answers to the node's own address have none to go to.
+/// Whether a packet with `flags` of a flow may still go to its backend. Answers to the node's own address have none to go to.
 #[inline(always)]
-fn stays<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
-    let head = flow.head();
-    let may_leave = head.state.may_move(packet.flags)
-        || head.flags.contains(FlowFlags::RESET) && head.state.may_be_reset(packet.flags);
+fn stays<T: Tables>(tables: &T, flags: TcpFlags, head: &FlowHead) -> bool {
+    let may_leave =
+        head.state.may_move(flags) || head.flags.contains(FlowFlags::RESET) && head.state.may_be_reset(flags);
     !may_leave
         || head.direction == Direction::REPLY
         || tables.backend(head.backend).is_some_and(|backend| backend.serves(head.generation))
@@ -186,7 +196,9 @@ fn stays<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
 fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
     let head = flow.head();
     let now = tables.now();
-    if !runs(&head, packet.flags, now) && !transition(tables, packet) {
+    if runs(&head, packet.flags, now) {
+        cache::note(tables, &packet.key, packet.flags, &head, now);
+    } else if !transition(tables, packet) {
         return false;
     }
     note(tables, flow, &head, packet.length, now);
@@ -229,10 +241,7 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     let next = head.state.advance(head.direction, packet.flags);
     if next != head.state {
         let timeout = tables.timeout(next);
-        flow.enter(next, timeout);
-        if let Some(peer) = peer {
-            peer.enter(next, timeout);
-        }
+        cache::enter(tables, packet, flow, peer, next, timeout);
     }
     next != FlowState::VOID
 }

@@ -17,6 +17,7 @@ pub mod addresses;
 pub mod affinity;
 pub mod backend;
 mod bits;
+pub mod cache;
 pub mod checksum;
 pub mod config;
 pub mod counters;

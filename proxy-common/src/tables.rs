@@ -12,6 +12,7 @@ use crate::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
+    cache::{CachePage, EPOCHS, PAGES},
     config::NodeSettings,
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
@@ -201,6 +202,32 @@ impl Table for Flows {
     const KIND: TableKind = TableKind::Hash;
     const CAPACITY: u32 = 524_288;
     const GROWTH: Growth = Growth::Moved("FLOW_TABLES");
+}
+
+/// Page -> what this CPU has lately made of packets, by hashes of their tuples. Written and read by the datapath. An answer
+/// that holds keeps its place against other tuples.
+#[derive(Debug)]
+pub enum FlowCache {}
+
+impl Table for FlowCache {
+    type Key = u32;
+    type Value = CachePage;
+    const NAME: &'static str = "FLOW_CACHE";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = PAGES;
+}
+
+/// Hash of a tuple -> a number that is another one whenever what is remembered for such tuples becomes void. Written and read by
+/// the datapath.
+#[derive(Debug)]
+pub enum FlowEpochs {}
+
+impl Table for FlowEpochs {
+    type Key = u32;
+    type Value = u32;
+    const NAME: &'static str = "FLOW_EPOCHS";
+    const KIND: TableKind = TableKind::Array;
+    const CAPACITY: u32 = EPOCHS;
 }
 
 /// Line of the address filter -> roles of the addresses that hash there. Written by the agent, read for every

@@ -1,11 +1,12 @@
 //! The kernel programs of Sluice: entry points only.
 //!
 //! Packets flow parse -> decide -> rewrite. The decision is `proxy_common::lb`; this crate is the bytes around
-//! it. `packet`, `maps` and `route` hold the `unsafe` of the fast path, `refuse` that of three more helpers.
+//! it. `packet`, `maps`, `cache` and `route` hold the `unsafe` of the fast path, `refuse` that of three more helpers.
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
 
+mod cache;
 mod events;
 mod fragment;
 mod hooks;

@@ -21,6 +21,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
+    cache::{Answer, TupleHash},
     config::NodeSettings,
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
@@ -45,7 +46,7 @@ use proxy_common::{
     xdp::{Passage, XdpDevice},
 };
 
-use crate::{events, verified};
+use crate::{cache, events, verified};
 
 type Key<T> = <T as Table>::Key;
 type Value<T> = <T as Table>::Value;
@@ -216,6 +217,12 @@ impl FlowRef for Flow {
     }
 
     #[inline(always)]
+    fn peer_hash(&self) -> TupleHash {
+        // SAFETY: as above.
+        unsafe { TupleHash::of(&(*self.0.as_ptr()).peer) }
+    }
+
+    #[inline(always)]
     fn translation(&self, hook: Hook) -> Translation {
         // SAFETY: as above. The tuple of an entry never changes in place.
         unsafe { Translation::of(hook, &(*self.0.as_ptr()).peer, (*self.0.as_ptr()).head.flags) }
@@ -335,7 +342,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
+    fn put_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
         const EEXIST: i32 = -17;
         let flags = match mode {
             Insert::New => BPF_NOEXIST,
@@ -353,7 +360,7 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
+    fn delete_flow(&self, key: &FlowKey) {
         for place in [PRESENT, FORMER] {
             if let Some(table) = FLOW_TABLES.get(place) {
                 let _absent = table.remove(key);
@@ -368,6 +375,26 @@ impl Tables for Maps {
         };
         // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
         unsafe { &mut *bucket }.take(settings.new_flow_rate(), now())
+    }
+
+    #[inline(always)]
+    fn recall(&self, key: &FlowKey, hash: TupleHash) -> Option<Answer> {
+        cache::recall(key, hash)
+    }
+
+    #[inline(always)]
+    fn learn(&self, key: &FlowKey, hash: TupleHash, answer: &Answer) {
+        cache::learn(key, hash, answer);
+    }
+
+    #[inline(always)]
+    fn epoch(&self, hash: TupleHash) -> u32 {
+        cache::epoch(hash)
+    }
+
+    #[inline(always)]
+    fn outdate(&self, hash: TupleHash) {
+        cache::outdate(hash);
     }
 
     #[inline(always)]

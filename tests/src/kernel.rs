@@ -17,6 +17,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendFlags, BackendId, Generation},
+    cache::{EPOCHS, TupleHash},
     config::{NodeFlags, NodeSettings},
     counters::ServiceCounters,
     device::{Device, DeviceFlags},
@@ -26,8 +27,8 @@ use proxy_common::{
     flow::FlowEntry,
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     tables::{
-        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, Flows, Frontends, Passages,
-        ServiceTraffic, Settings, Slots, XdpDevices,
+        AddressFilter, Addresses, Affinities, Backends, Devices, Drops, FlowEpochs, Flows, Frontends,
+        Passages, ServiceTraffic, Settings, Slots, XdpDevices,
     },
     time::Ticks,
     tuple::{Endpoint, FlowKey, Protocol},
@@ -418,9 +419,17 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// If the table cannot be written.
+    /// If a table cannot be written.
     pub fn set_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<()> {
-        Ok(HashTable::<Flows>::open(&self.pins)?.put(key, entry)?)
+        HashTable::<Flows>::open(&self.pins)?.put(key, entry)?;
+        self.outdate(TupleHash::of(key).epoch())
+    }
+
+    /// Begins another epoch for some tuples, so that the flow table is asked about them.
+    fn outdate(&mut self, index: u32) -> Result<()> {
+        let mut epochs = ArrayTable::<FlowEpochs>::open(&self.pins)?;
+        let epoch = epochs.get(index)?.context("no such epoch")?;
+        Ok(epochs.put(index, &epoch.wrapping_add(1))?)
     }
 
     /// All flow entries.
@@ -442,7 +451,7 @@ impl Kernel {
         for (key, _) in self.flows()? {
             table.delete(&key)?;
         }
-        Ok(())
+        (0..EPOCHS).try_for_each(|index| self.outdate(index))
     }
 
     /// The counters of a service, summed over the CPUs.

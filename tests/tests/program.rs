@@ -3,6 +3,7 @@
 mod program {
     mod affinity;
     mod bed;
+    mod cached;
     mod capacity;
     mod checksums;
     mod errors;

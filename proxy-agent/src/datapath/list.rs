@@ -1,9 +1,9 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
-    Frontends, LostEvents, Misfits, Passages, Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic,
-    Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, FlowCache,
+    FlowEpochs, Flows, Fragments, Frontends, LostEvents, Misfits, Passages, Pods, Routes, ServiceDrops,
+    ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
 };
 
 /// Something to be done with every table.
@@ -24,6 +24,8 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<Slots>()?;
     visitor.visit::<Backends>()?;
     visitor.visit::<Flows>()?;
+    visitor.visit::<FlowCache>()?;
+    visitor.visit::<FlowEpochs>()?;
     visitor.visit::<Fragments>()?;
     visitor.visit::<Affinities>()?;
     visitor.visit::<Sockets>()?;

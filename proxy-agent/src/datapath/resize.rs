@@ -21,7 +21,8 @@
 //! after      new      -
 //! ```
 //!
-//! An agent that ends half way leaves NAME-next, and the next one goes on: each step may be repeated.
+//! An agent that ends half way leaves NAME-next, and the next one goes on: each step may be repeated. What CPUs remember of flows
+//! stays right, as a moved entry says what it said.
 
 use std::{fs, io, path::Path};
 

@@ -2,6 +2,9 @@
 //!
 //! Nothing depends on it for correctness: whether a flow has expired is decided at lookup. It also reports
 //! which addresses live flows still use, so that the address filter can forget the others.
+//!
+//! CPUs remember flows for a tenth of a second, and the table hears of a flow whenever one does. What is removed here has been
+//! silent for a second at least, so nobody remembers it.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -57,7 +57,7 @@ pub(super) fn is_for_process<T: Tables, L: Listeners>(tables: &T, listeners: &L,
     if let Some(flow) = tables.flow(key) {
         let head = flow.head();
         let goes_on = !is_datagram && !head.state.is_over() && !head.is_idle(tables.now());
-        if goes_on && stays(tables, packet, flow) {
+        if goes_on && stays(tables, packet.flags, &head) {
             return false;
         }
         // Or the rest of the connection would follow it.

@@ -14,7 +14,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook},
 };
 
-use super::{Insert, InsertError, Packet, Tables, select::Selection, tables::FlowRef as _};
+use super::{Insert, InsertError, Packet, Tables, cache, select::Selection, tables::FlowRef as _};
 
 /// How many ports are tried. With 9 of 10 taken, all are taken once in a thousand times.
 const PROBES: u32 = 64;
@@ -70,10 +70,7 @@ pub(super) fn lose<T: Tables>(tables: &T, packet: &Packet) -> Option<DropReason>
     let timeout = tables.timeout(FlowState::RESET);
     // What the client has sent before it hears of this is answered alike.
     flow.touch(now);
-    flow.enter(FlowState::RESET, timeout);
-    if let Some(other) = other {
-        other.enter(FlowState::RESET, timeout);
-    }
+    cache::enter(tables, packet, flow, other, FlowState::RESET, timeout);
     tables.count_drop(head.service, DropReason::BackendGone);
     Some(DropReason::BackendGone)
 }

@@ -7,6 +7,7 @@ use crate::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
+    cache::{Answer, TupleHash},
     config::NodeSettings,
     device::Device,
     drop::DropReason,
@@ -28,6 +29,8 @@ pub trait FlowRef: Copy {
     fn head(&self) -> FlowHead;
     /// Whether the other direction has this key.
     fn leads_to(&self, key: &FlowKey) -> bool;
+    /// Hash of the key of the other direction.
+    fn peer_hash(&self) -> TupleHash;
     /// What packets of this direction become at the hook that the entry is for.
     fn translation(&self, hook: Hook) -> Translation;
     /// Makes a draft of the same key say where packets go as this entry does: the other direction's key, and the flags.
@@ -85,10 +88,10 @@ pub trait Tables {
     fn other(&self, flow: Self::Flow<'_>) -> Option<Self::Flow<'_>>;
     /// Memory for the flow that this packet begins. What is in it is left over from an earlier one. One at a time.
     fn draft(&self) -> Option<Self::Draft<'_>>;
-    /// Writes a flow entry.
-    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError>;
-    /// Removes a flow entry, if it is there.
-    fn remove_flow(&self, key: &FlowKey);
+    /// Writes a flow entry into the flow table, and does nothing else; see [`Tables::insert_flow`].
+    fn put_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError>;
+    /// Removes a flow entry from the flow table, if it is there, and does nothing else; see [`Tables::remove_flow`].
+    fn delete_flow(&self, key: &FlowKey);
     /// The service at an address and port.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// Whether the source ranges of a service port admit an address.
@@ -109,6 +112,45 @@ pub trait Tables {
     fn count_packet(&self, service: ServiceId, direction: Direction, bytes: u32);
     /// Counts a dropped packet of a service.
     fn count_drop(&self, service: ServiceId, reason: DropReason);
+
+    /// What this CPU remembers for a tuple with this hash, whole. Whether it still holds is the caller's to judge.
+    #[inline(always)]
+    fn recall(&self, _key: &FlowKey, _hash: TupleHash) -> Option<Answer> {
+        None
+    }
+
+    /// Remembers an answer on this CPU, if there is room for it.
+    #[inline(always)]
+    fn learn(&self, _key: &FlowKey, _hash: TupleHash, _answer: &Answer) {}
+
+    /// The epoch of tuples with this hash.
+    #[inline(always)]
+    fn epoch(&self, _hash: TupleHash) -> u32 {
+        0
+    }
+
+    /// Begins another epoch: what any CPU remembers for tuples with this hash is void from now on.
+    #[inline(always)]
+    fn outdate(&self, _hash: TupleHash) {}
+
+    /// Writes a flow entry. What was remembered for its tuple is void, unless there was no entry: of such a tuple nothing is
+    /// remembered, as who removes an entry says so, and one that the agent removes has been silent for much longer than answers
+    /// hold.
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
+        let outcome = self.put_flow(key, entry, mode);
+        if mode == Insert::Replace {
+            self.outdate(TupleHash::of(key));
+        }
+        outcome
+    }
+
+    /// Removes a flow entry, if it is there, and what was remembered for its tuple.
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        self.delete_flow(key);
+        self.outdate(TupleHash::of(key));
+    }
 
     /// Tells whoever listens that the draft has become a flow, begun by a packet of a device.
     #[inline(always)]

@@ -30,7 +30,7 @@ pub fn through<'a, T: Tables>(tables: &'a T, packet: &Packet) -> Option<Through<
     }
     let now = tables.now();
     let entry = tables.flow(key)?;
-    if !stays(tables, packet, entry) || !runs(&entry.head(), packet.flags, now) {
+    if !stays(tables, packet.flags, &entry.head()) || !runs(&entry.head(), packet.flags, now) {
         return None;
     }
     let Translation { end, other_port, masquerade } = entry.translation(Hook::INGRESS);

@@ -12,6 +12,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
+    cache::{Answer, CachedFlow, Place, TupleHash},
     config::NodeSettings,
     counters::ServiceCounters,
     device::{Device, DeviceFlags},
@@ -40,13 +41,21 @@ pub(crate) const POD_DEVICE: u32 = 5;
 /// Number of the device that everybody else is behind.
 pub(crate) const UPLINK: u32 = 2;
 
-/// A node called `node-a` whose clock ticks once a second.
+/// A node called `node-a` whose clock ticks once a second, unless the settings say otherwise.
 pub(crate) struct Node {
     pub(crate) model: Model,
     pub(crate) memory: Memory,
     pub(crate) settings: NodeSettings,
     pub(crate) devices: HashMap<u32, Device>,
     flows: RefCell<HashMap<FlowKey, &'static Cell<FlowEntry>>>,
+    cache: RefCell<HashMap<(u32, Place), CachedFlow>>,
+    epochs: RefCell<HashMap<u32, u32>>,
+    /// Whether CPUs remember what they did with packets, if the clock is fast enough.
+    pub(crate) remembers: bool,
+    /// The CPU that the next packet comes on.
+    pub(crate) cpu: Cell<u32>,
+    /// How often the flow table was asked.
+    pub(crate) lookups: Cell<usize>,
     affinities: RefCell<HashMap<AffinityKey, Affinity>>,
     sockets: RefCell<HashMap<SocketKey, SocketEntry>>,
     counters: RefCell<HashMap<ServiceId, ServiceCounters>>,
@@ -64,7 +73,7 @@ pub(crate) struct Node {
     pub(crate) cgroups_asked: Cell<usize>,
     /// What was dropped, in order.
     pub(crate) drops: RefCell<Vec<(ServiceId, DropReason)>>,
-    seconds: Cell<u32>,
+    ticks: Cell<u32>,
     dice: Cell<u64>,
 }
 
@@ -91,6 +100,11 @@ impl Node {
             settings: NodeSettings::new(1),
             devices: devices.into(),
             flows: RefCell::default(),
+            cache: RefCell::default(),
+            epochs: RefCell::default(),
+            remembers: true,
+            cpu: Cell::new(0),
+            lookups: Cell::new(0),
             affinities: RefCell::default(),
             sockets: RefCell::default(),
             counters: RefCell::default(),
@@ -102,7 +116,7 @@ impl Node {
             cgroups: Vec::new(),
             cgroups_asked: Cell::new(0),
             drops: RefCell::default(),
-            seconds: Cell::new(0),
+            ticks: Cell::new(0),
             dice: Cell::new(0x9e37_79b9_7f4a_7c15),
         }
     }
@@ -117,12 +131,17 @@ impl Node {
 
     /// Lets time pass.
     pub(crate) fn wait(&self, seconds: u32) {
-        self.seconds.set(self.seconds.get() + seconds);
+        self.pass(self.settings.ticks(seconds).0);
+    }
+
+    /// Lets ticks of the clock pass.
+    pub(crate) fn pass(&self, ticks: u32) {
+        self.ticks.set(self.ticks.get() + ticks);
     }
 
     /// Time since the start.
     pub(crate) fn clock(&self) -> Duration {
-        Duration::from_secs(self.seconds.get().into())
+        Duration::from_secs((self.ticks.get() / self.settings.ticks_per_second).into())
     }
 
     /// A pod's packet enters the node. Where does it go?
@@ -221,7 +240,12 @@ impl Node {
             let gone = flows.iter().filter(|(key, entry)| expired(key) && expired(&entry.get().peer));
             gone.map(|(key, _)| *key).collect()
         };
-        idle.iter().for_each(|key| self.remove_flow(key));
+        idle.iter().for_each(|key| self.delete_flow(key));
+    }
+
+    /// Where this CPU remembers a tuple: one of a few places, so that tuples meet there.
+    fn place(&self, hash: TupleHash) -> (u32, Place) {
+        (self.cpu.get(), Place { page: 0, at: hash.place().at % 16 })
     }
 
     fn count(&self, service: ServiceId, change: impl FnOnce(&mut ServiceCounters)) {
@@ -264,6 +288,10 @@ impl FlowRef for Entry {
         self.0.get().peer == *key
     }
 
+    fn peer_hash(&self) -> TupleHash {
+        TupleHash::of(&self.0.get().peer)
+    }
+
     fn translation(&self, hook: Hook) -> Translation {
         let FlowEntry { peer, head } = self.0.get();
         Translation::of(hook, &peer, head.flags)
@@ -300,7 +328,7 @@ impl Tables for Node {
     type Draft<'a> = RefMut<'a, Draft>;
 
     fn now(&self) -> Ticks {
-        Ticks(self.seconds.get())
+        Ticks(self.ticks.get())
     }
 
     fn random(&self) -> u32 {
@@ -339,6 +367,7 @@ impl Tables for Node {
     }
 
     fn flow(&self, key: &FlowKey) -> Option<Entry> {
+        self.lookups.set(self.lookups.get() + 1);
         self.flows.borrow().get(key).copied().map(Entry)
     }
 
@@ -350,7 +379,7 @@ impl Tables for Node {
         Some(self.draft.borrow_mut())
     }
 
-    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
+    fn put_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
         let mut flows = self.flows.borrow_mut();
         for (key, entry) in self.rival.take() {
             flows.insert(key, Box::leak(Box::new(Cell::new(entry))));
@@ -362,8 +391,28 @@ impl Tables for Node {
         Ok(())
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
+    fn delete_flow(&self, key: &FlowKey) {
         self.flows.borrow_mut().remove(key);
+    }
+
+    fn recall(&self, key: &FlowKey, hash: TupleHash) -> Option<Answer> {
+        self.cache.borrow().get(&self.place(hash)).filter(|entry| entry.key == *key).map(CachedFlow::answer)
+    }
+
+    fn learn(&self, key: &FlowKey, hash: TupleHash, answer: &Answer) {
+        let mut cache = self.cache.borrow_mut();
+        let entry = cache.entry(self.place(hash)).or_default();
+        if self.remembers && entry.gives_way(key, answer.ground.learned) {
+            *entry = CachedFlow::new(0, *key, answer);
+        }
+    }
+
+    fn epoch(&self, hash: TupleHash) -> u32 {
+        self.epochs.borrow().get(&hash.epoch()).copied().unwrap_or_default()
+    }
+
+    fn outdate(&self, hash: TupleHash) {
+        *self.epochs.borrow_mut().entry(hash.epoch()).or_default() += 1;
     }
 
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {

@@ -6,9 +6,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, Flows, Fragments,
-    Frontends, Growth, LostEvents, Misfits, PLACES, Passages, Pods, Routes, ServiceDrops, ServiceNames,
-    ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind, XdpDevices,
+    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, FlowCache,
+    FlowEpochs, Flows, Fragments, Frontends, Growth, LostEvents, Misfits, PLACES, Passages, Pods, Routes,
+    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
+    XdpDevices,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -78,6 +79,8 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<Slots>(),
             describe::<Backends>(),
             describe::<Flows>(),
+            describe::<FlowCache>(),
+            describe::<FlowEpochs>(),
             describe::<AddressFilter>(),
             describe::<ServiceNames>(),
             describe::<ServiceTraffic>(),

@@ -12,6 +12,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
+    cache::TupleHash,
     config::NodeSettings,
     device::Device,
     drop::DropReason,
@@ -152,6 +153,10 @@ impl FlowRef for Found {
         self.0.peer == *key
     }
 
+    fn peer_hash(&self) -> TupleHash {
+        TupleHash::of(&self.0.peer)
+    }
+
     fn translation(&self, hook: Hook) -> Translation {
         Translation::of(hook, &self.0.peer, self.0.head.flags)
     }
@@ -217,7 +222,7 @@ impl Tables for Trial<'_> {
         Some(self.draft.borrow_mut())
     }
 
-    fn insert_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
+    fn put_flow(&self, key: &FlowKey, entry: &FlowEntry, mode: Insert) -> Result<(), InsertError> {
         if mode == Insert::New && self.flow(key).is_some() {
             return Err(InsertError::Exists);
         }
@@ -225,7 +230,7 @@ impl Tables for Trial<'_> {
         Ok(())
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
+    fn delete_flow(&self, key: &FlowKey) {
         self.written.borrow_mut().remove(key);
     }
 
