@@ -168,8 +168,17 @@ struct Agent {
 
 impl Agent {
     fn start(options: Options, outlets: Outlets) -> Result<Self, RunError> {
-        let Options { bpffs, model, devices, node_ports, sockets, audit_interval, timeouts, capacities } =
-            options;
+        let Options {
+            bpffs,
+            model,
+            devices,
+            node_ports,
+            sockets,
+            audit_interval,
+            timeouts,
+            dsr_port,
+            capacities,
+        } = options;
         let sockets = Sockets::new(sockets)?;
         let pins = Pins::new(&bpffs);
         let mut datapath =
@@ -187,7 +196,7 @@ impl Agent {
         );
         Ok(Self {
             old_layouts_stay: layouts::stay(&timeouts),
-            settings: Settings::start(&pins, node_ports, timeouts)?,
+            settings: Settings::start(&pins, node_ports, timeouts, dsr_port)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,

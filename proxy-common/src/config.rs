@@ -5,6 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     addr::Addr,
     bits::bit_set,
+    dsr,
+    endian::Be16,
     flow::FlowState,
     pod::{Levels, PodReasons},
     socket::halves,
@@ -30,6 +32,10 @@ pub struct NodeSettings {
     pub sockets: SocketSettings,
     /// Everything else that is yes or no.
     pub flags: NodeFlags,
+    /// UDP port by which nodes send each other packets for their backends, network byte order.
+    pub dsr_port: Be16,
+    /// Always zero.
+    pub reserved: [u8; 2],
 }
 
 impl NodeSettings {
@@ -44,6 +50,8 @@ impl NodeSettings {
             source_ports: SourcePorts::outside([(32_768, 60_999), (30_000, 32_767)]),
             sockets: SocketSettings::OFF,
             flags: NodeFlags(0),
+            dsr_port: Be16::from_host(dsr::PORT),
+            reserved: [0; 2],
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the agent is told, and what keeps it from running.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU16, path::PathBuf, time::Duration};
 
 use proxy_common::{config::SocketFlags, pod::PodReasons};
 
@@ -28,6 +28,8 @@ pub struct Options {
     pub audit_interval: Option<Duration>,
     /// How long flows may be silent.
     pub timeouts: ConntrackTimeouts,
+    /// The UDP port by which nodes send each other packets for their backends.
+    pub dsr_port: NonZeroU16,
     /// How much the tables have room for.
     pub capacities: Capacities,
 }
