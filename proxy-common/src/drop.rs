@@ -26,11 +26,17 @@ pub enum DropReason {
     OrphanFragment = 9,
     /// The connection's backend is gone, and its service wants its clients told.
     BackendGone = 10,
+    /// The packet does not fit into the encapsulation that takes it to its backend's node.
+    TooBig = 11,
+    /// Another node sent it here encapsulated, for a frontend that does not expect that or a backend that is not here.
+    NotServedHere = 12,
+    /// Another node sent it here, and what it encapsulates is no packet that a node sends so.
+    BadEncapsulation = 13,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::NoBackend,
         Self::FlowTableFull,
         Self::NoSourcePort,
@@ -42,6 +48,9 @@ impl DropReason {
         Self::NoSourceAddress,
         Self::OrphanFragment,
         Self::BackendGone,
+        Self::TooBig,
+        Self::NotServedHere,
+        Self::BadEncapsulation,
     ];
 
     /// The name used in output and metrics.
@@ -59,6 +68,9 @@ impl DropReason {
             Self::NoSourceAddress => "no_source_address",
             Self::OrphanFragment => "orphan_fragment",
             Self::BackendGone => "backend_gone",
+            Self::TooBig => "too_big",
+            Self::NotServedHere => "not_served_here",
+            Self::BadEncapsulation => "bad_encapsulation",
         }
     }
 }

@@ -11,8 +11,10 @@
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
 //! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
 //! same way before there is a packet: `process`. Who listens at a service's address on the node itself comes first: `own`.
+//! What goes to the backend's node encapsulated, and what comes from others so: `direct`.
 //! [`through`] asks both hooks' questions at once, of packets that the stack need not see.
 
+mod direct;
 mod own;
 mod process;
 mod remember;
@@ -30,6 +32,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
+pub use direct::{Arrival, Place, admit, origin, place};
 pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};
@@ -82,6 +85,8 @@ pub struct Translation {
     pub other_port: Be16,
     /// At ingress: whether the egress hook is to rewrite the source.
     pub masquerade: bool,
+    /// At ingress: whether the egress hook is to encapsulate the packet for the backend's node.
+    pub dsr: bool,
 }
 
 impl Translation {
@@ -94,7 +99,8 @@ impl Translation {
         } else {
             (peer.destination_end(), peer.source_port)
         };
-        Self { end, other_port, masquerade: flags.contains(FlowFlags::MASQUERADE) }
+        let masquerade = flags.contains(FlowFlags::MASQUERADE);
+        Self { end, other_port, masquerade, dsr: flags.contains(FlowFlags::DSR) }
     }
 }
 
@@ -226,7 +232,10 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     if head.is_idle(now) && peer.is_none_or(|peer| peer.head().is_idle(now)) {
         return false;
     }
-    let next = head.state.advance(head.direction, packet.flags);
+    let mut next = head.state.advance(head.direction, packet.flags);
+    if head.flags.contains(FlowFlags::DSR) {
+        next = next.seen_from_one_side();
+    }
     if next != head.state {
         let timeout = tables.timeout(next);
         flow.enter(next, timeout);

@@ -6,6 +6,7 @@
 #![no_main]
 #![deny(unsafe_code)]
 
+mod dsr;
 mod events;
 mod fragment;
 mod hooks;

@@ -28,8 +28,8 @@ use proxy_common::{
     filter::{AddressRoles, FilterPosition},
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
-    frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    lb::{self, Arrival, First, FlowRef, Found, Insert, InsertError, Place, Process, Tables, Translation},
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
     route::{self, Route},
@@ -40,7 +40,7 @@ use proxy_common::{
         Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
     },
     time::Ticks,
-    tuple::{FlowKey, Hook},
+    tuple::{Endpoint, FlowKey, Hook},
     xdp::{Passage, XdpDevice},
 };
 
@@ -134,6 +134,17 @@ static SOCKET_TABLES: ArrayOfMaps<LruHash<Sockets>, { PLACES as usize }> = Array
 /// Memory for one flow that is being written; means nothing between packets, so nobody else knows it.
 #[map]
 static DRAFTS: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+/// Memory for one packet that another node has sent here; means nothing between packets either.
+#[map]
+static ARRIVALS: PerCpuArray<Arrival> = PerCpuArray::with_max_entries(1, 0);
+
+/// Memory for such a packet. One at a time.
+#[inline(always)]
+pub(crate) fn arrival() -> Option<&'static mut Arrival> {
+    // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+    ARRIVALS.get_ptr_mut(0).map(|arrival| unsafe { &mut *arrival })
+}
 
 /// The kernel's clock.
 #[inline(always)]
@@ -313,6 +324,11 @@ impl Tables for Maps {
     fn draft(&self) -> Option<&mut Draft> {
         // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
         DRAFTS.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    }
+
+    #[inline(always)]
+    fn place(&self, run: SlotRun, end: &Endpoint) -> Place {
+        verified::place(run, end)
     }
 
     #[inline(always)]

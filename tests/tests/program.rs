@@ -5,6 +5,7 @@ mod program {
     mod bed;
     mod capacity;
     mod checksums;
+    mod dsr;
     mod errors;
     mod events;
     mod flows;

@@ -20,6 +20,7 @@ mod demo;
 mod deploy;
 mod devices;
 mod dns;
+mod dsr;
 mod endpoints;
 mod errors;
 mod expect;

@@ -171,6 +171,13 @@ pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
         DropReason::BackendGone => {
             "the endpoint of a connection is gone, and the Service wants clients told (TCP RST)"
         }
+        DropReason::TooBig => {
+            "the packet does not fit into the encapsulation that DSR takes; the client is told what would"
+        }
+        DropReason::NotServedHere => {
+            "another node sent it here by DSR, for a service or backend that this node does not serve so"
+        }
+        DropReason::BadEncapsulation => "sent here as if by DSR, and no packet that a node sends so",
         DropReason::OrphanFragment => "a fragment came before the first of its datagram",
     }
 }
