@@ -1,9 +1,11 @@
 //! Direct server return: backends on other nodes see clients outside, and answer them past the node that was asked.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    io::Read as _,
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::Command,
     sync::atomic::AtomicU64,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,6 +18,8 @@ use sluice_tests::{
     traffic::{Connection, Direction, Source, UdpClient},
     wait::wait_until,
 };
+
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     Backend,
@@ -74,6 +78,88 @@ fn a_backend_sees_the_client_and_answers_past_the_node_that_was_asked() {
         }
         Ok(())
     });
+}
+
+/// What travels between the nodes, field by field (RFC 8926 3.4, 3.5).
+#[test]
+fn packets_travel_to_the_pod_in_geneve() {
+    directly(2).run(|cluster, agents| {
+        let far = Backend::on(&cluster.nodes[1], "far")?;
+        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        for (family, words) in [(Family::V4, 2_u8), (Family::V6, 5)] {
+            let to = cluster.nodes[0].addresses.at(NODE_PORT).of(family);
+            let own = cluster.client.addresses.at(7_002).of(family);
+            let wire = cluster.fabric().run(|| {
+                let socket = Socket::new(Domain::PACKET, Type::RAW, Some(EVERYTHING.into()))?;
+                socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+                Ok(socket)
+            })?;
+            UdpClient::bind_to(&cluster.client.namespace, own)?.ask(to, 7)?;
+            let pod = far.pod.machine.addresses.of(family);
+            let packet = wait_until("a packet to the pod is seen", || {
+                let mut frame = [0; 2_048];
+                let length = (&wire).read(&mut frame)?;
+                Ok(frame[ETHERNET..length].to_vec())
+                    .map(|packet| Some(packet).filter(|packet| goes_to(packet, pod)))
+            })?;
+            let (outer, behind) = packet.split_at(if family == Family::V4 { 20 } else { 40 });
+            let (udp, behind) = behind.split_at(8);
+            let (geneve, behind) = behind.split_at(8 + 4 + usize::from(words) * 4);
+            let be16 = |bytes: &[u8]| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+            if family == Family::V4 {
+                ensure!(outer[..2] == [0x45, 0] && be16(&outer[2..]) == packet.len(), "{outer:02x?}");
+                // Never fragmented, over UDP; and the sum of all is what a right checksum makes it.
+                ensure!(outer[4..10] == [0, 0, 0x40, 0, 64, 17], "{outer:02x?}");
+                let sum: usize = outer.chunks(2).map(be16).sum();
+                ensure!((sum & 0xffff) + (sum >> 16) == 0xffff, "{outer:02x?}");
+            } else {
+                ensure!(
+                    outer[..4] == [0x60, 0, 0, 0] && be16(&outer[4..]) == packet.len() - 40,
+                    "{outer:02x?}"
+                );
+                ensure!(outer[6..8] == [17, 64], "{outer:02x?}");
+            }
+            ensure!(source(outer) == cluster.nodes[0].addresses.of(family), "{outer:02x?}");
+            ensure!(be16(udp) >= 49_152 && be16(&udp[4..]) == packet.len() - outer.len(), "{udp:02x?}");
+            ensure!(be16(&udp[2..]) == 6_090 && udp[6..] == [0, 0], "{udp:02x?}");
+            let ether_type: u16 = if family == Family::V4 { 0x0800 } else { 0x86dd };
+            let mut expected = [&[words + 1, 0x40][..], &ether_type.to_be_bytes(), &[0; 4]].concat();
+            expected.extend([0xff, 0x51, 0x81, words]);
+            expected.extend(to.port().to_be_bytes());
+            expected.extend(own.port().to_be_bytes());
+            match to.ip() {
+                IpAddr::V4(ip) => expected.extend(ip.octets()),
+                IpAddr::V6(ip) => expected.extend(ip.octets()),
+            }
+            ensure!(geneve == expected, "{geneve:02x?} is not {expected:02x?}");
+            ensure!(source(behind) == own.ip() && goes_to(behind, pod), "{behind:02x?}");
+        }
+        Ok(())
+    });
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+/// `ETH_P_ALL`, as sockets take it.
+const EVERYTHING: i32 = 3_u16.to_be() as i32;
+
+/// Where a packet comes from.
+fn source(packet: &[u8]) -> IpAddr {
+    let mut address = [0; 16];
+    if packet[0] >> 4 == 4 {
+        IpAddr::from([packet[12], packet[13], packet[14], packet[15]])
+    } else {
+        address.copy_from_slice(&packet[8..24]);
+        address.into()
+    }
+}
+
+/// Whether it goes there, by UDP.
+fn goes_to(packet: &[u8], to: IpAddr) -> bool {
+    match to {
+        IpAddr::V4(to) => packet[0] >> 4 == 4 && packet[9] == 17 && packet[16..20] == to.octets(),
+        IpAddr::V6(to) => packet[0] >> 4 == 6 && packet[6] == 17 && packet[24..40] == to.octets(),
+    }
 }
 
 /// The Service decides, whatever the nodes were told; and nothing changes for backends of the node that is asked.

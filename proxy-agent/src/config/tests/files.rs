@@ -274,7 +274,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
         ),
         (
             format!("{head}externalForwarding: direct\n"),
-            &["FILE, line 3, column 20: externalForwarding: ", "direct", "dsr"],
+            &["FILE, line 3, column 21: externalForwarding: ", "direct", "dsr"],
         ),
         (with_head(""), &["FILE: there is no SluiceConfiguration of sluice/v1alpha1"]),
     ] {

@@ -22,6 +22,9 @@ impl Show for Status {
         if self.maglev_frontends > 0 {
             text += &format!("maglev   {} frontends choose backends by hash\n", self.maglev_frontends);
         }
+        if self.dsr_frontends > 0 {
+            text += &format!("dsr      {} frontends are answered by backends' nodes\n", self.dsr_frontends);
+        }
         if self.passages.values().any(|&count| count > 0) {
             text += &format!("xdp      {}\n", list(&self.passages));
         }
@@ -217,6 +220,7 @@ mod tests {
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
             maglev_frontends: 3,
+            dsr_frontends: 2,
             source_ports: 34_305,
             passages: BTreeMap::from([("forwarded", 9), ("form", 0), ("route", 1)]),
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
@@ -226,6 +230,7 @@ pins     /sys/fs/bpf/sluice/v4
 flows    established 2
 sources  rewritten for 1 flows; 34305 ports are there for it
 maglev   3 frontends choose backends by hash
+dsr      2 frontends are answered by backends' nodes
 xdp      forwarded 9, route 1
 sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached
