@@ -32,7 +32,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
-pub use direct::{Arrival, Place, admit, origin, place};
+pub use direct::{Arrival, Place, admit, count_loss, origin, place};
 pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};

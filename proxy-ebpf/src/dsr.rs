@@ -42,15 +42,16 @@ use crate::{
 pub(crate) fn send<I: IpHeader, const LINK: usize>(ctx: &TcContext, parsed: &Parsed) -> i32 {
     // Devices stacked on each other would do it again, and the answer to a packet that is too big goes through the stack.
     ctx.done();
-    match encapsulate::<I, LINK>(ctx, parsed) {
-        None => NEXT,
-        Some(DropReason::TooBig) => {
-            let answered = tell_too_big::<I, LINK>(ctx, refuse::quotation(parsed));
-            let action = dropped(&parsed.packet, DropReason::TooBig);
-            answered.unwrap_or(action)
-        }
-        Some(reason) => dropped(&parsed.packet, reason),
-    }
+    let Some(reason) = encapsulate::<I, LINK>(ctx, parsed) else {
+        return NEXT;
+    };
+    lb::count_loss(&Maps, &parsed.packet.key, reason);
+    let answered = match reason {
+        DropReason::TooBig => tell_too_big::<I, LINK>(ctx, refuse::quotation(parsed)),
+        _ => None,
+    };
+    let action = dropped(&parsed.packet, reason);
+    answered.unwrap_or(action)
 }
 
 /// Encapsulates the packet if its flow is to be answered directly; says why if that is not possible.

@@ -49,6 +49,14 @@ pub fn origin<T: Tables>(tables: &T, key: &FlowKey) -> Option<Origin> {
     dsr.then_some(Origin { frontend: end, client_port: other_port })
 }
 
+/// Counts a packet of such a flow that could not leave.
+#[inline(never)]
+pub fn count_loss<T: Tables>(tables: &T, key: &FlowKey, reason: DropReason) {
+    if let Some(reply) = tables.flow(&key.reversed()) {
+        tables.count_drop(reply.head().service, reason);
+    }
+}
+
 /// A packet that another node has sent here.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Arrival {
@@ -126,7 +134,10 @@ fn locate<T: Tables>(tables: &T, arrival: &Arrival) -> Selection {
         return Selection::NOT_OURS;
     };
     match tables.place(frontend.outside, &arrival.backend) {
-        Place::NONE => Selection::NOT_OURS,
+        Place::NONE => {
+            tables.count_drop(frontend.service, DropReason::NotServedHere);
+            Selection::NOT_OURS
+        }
         Place(id) => Selection::of_other_node(BackendId(id), &frontend),
     }
 }

@@ -313,6 +313,39 @@ fn one_client_port_reaches_one_backend_through_two_nodes() {
     });
 }
 
+/// With tables that all nodes agree on, any node goes on where another has been asked: the backend sees no difference.
+#[test]
+fn a_connection_goes_on_through_another_node() {
+    directly(3).telling(&["--backend-selection=maglev"]).alone().run(|cluster, agents| {
+        let backends = [Backend::on(&cluster.nodes[2], "one")?, Backend::on(&cluster.nodes[2], "two")?];
+        let vip = balanced(cluster)?;
+        let service = Service::new("echo", 1).with_load_balancer(vip, "VIP");
+        let service = backends.iter().fold(service, |service, backend| service.with(&backend.pod));
+        agents.serve(&service)?;
+        for agent in &agents.agents {
+            wait_until("connections that are not known go on", || {
+                Ok(agent.log()?.contains("go on where their hash leads").then_some(()))
+            })?;
+        }
+        for family in Family::ALL {
+            let to = vip.at(PORT).of(family);
+            let mut connections = Connection::open_many(&cluster.client.namespace, to, 8)?;
+            connections.iter_mut().try_for_each(Connection::start_echo)?;
+            // The second and the first are asked, and then the one that the backends are on.
+            for (round, node) in (1..).zip([1, 0, 2, 1]) {
+                cluster.client.route(vip, &cluster.nodes[node])?;
+                for connection in &mut connections {
+                    connection
+                        .echo(round)
+                        .with_context(|| format!("{family} by {}", cluster.nodes[node].name))?;
+                }
+            }
+            cluster.client.route(vip, &cluster.nodes[0])?;
+        }
+        Ok(())
+    });
+}
+
 /// Whatever the way between nodes is like, and the way to pods. Packets of clients outside come out of an overlay, by which they
 /// would not be answered: its device may not filter by that.
 #[test]

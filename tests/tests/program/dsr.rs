@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use network_types::eth::EthHdr;
 use proxy_agent::datapath::{HashTable, Program};
 use proxy_common::{
+    counters::ServiceCounters,
     device::Device,
     drop::DropReason,
     flow::{FlowFlags, FlowState},
@@ -188,13 +189,14 @@ fn a_node_serves_only_what_it_was_told_to() {
         let mut closed = backend;
         closed.set_port(backend.port() + 1);
         let misled = inner.clone().to(closed);
+        let counted = ServiceCounters { drops: 1, ..NOTHING };
         let cases = [
-            encapsulated(case, &inner, case.stranger, case.client.port()),
-            encapsulated(case, &misled, case.vip, case.client.port()),
+            (encapsulated(case, &inner, case.stranger, case.client.port()), NOTHING),
+            (encapsulated(case, &misled, case.vip, case.client.port()), counted),
         ];
-        for (number, given) in (1..).zip(cases) {
+        for (number, (given, counted)) in (1..).zip(cases) {
             let drops = [(DropReason::NotServedHere, number)];
-            let out = case.counting(NOTHING, &drops, |case| case.kernel.run(Program::Ingress, &given))?;
+            let out = case.counting(counted, &drops, |case| case.kernel.run(Program::Ingress, &given))?;
             ensure!(out.action == Action::Drop, "{out:02x?}");
         }
         // Nor what does not ask for it.
