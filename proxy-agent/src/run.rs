@@ -177,6 +177,7 @@ impl Agent {
             audit_interval,
             timeouts,
             new_flow_limit,
+            dsr_port,
             capacities,
         } = options;
         let sockets = Sockets::new(sockets)?;
@@ -196,7 +197,7 @@ impl Agent {
         );
         Ok(Self {
             old_layouts_stay: layouts::stay(&timeouts),
-            settings: Settings::start(&pins, node_ports, timeouts, new_flow_limit)?,
+            settings: Settings::start(&pins, node_ports, timeouts, new_flow_limit, dsr_port)?,
             detect_local: model.detect_local.clone(),
             placing: Placing::start(&pins, devices)?,
             sockets,

@@ -188,8 +188,9 @@ impl CachedFlow {
     pub const fn answer(&self) -> Answer {
         let end = Endpoint { address: self.address, port: self.port };
         let masquerade = self.ground.flags.contains(FlowFlags::MASQUERADE);
+        let dsr = self.ground.flags.contains(FlowFlags::DSR);
         Answer {
-            translation: Translation { end, other_port: self.other_port, masquerade },
+            translation: Translation { end, other_port: self.other_port, masquerade, dsr },
             ground: self.ground,
         }
     }
@@ -240,7 +241,7 @@ mod tests {
     fn an_answer_that_holds_keeps_its_place_against_other_tuples() {
         let ground = Ground::new(&FlowHead::default(), 7, Ticks(100), Ticks(10));
         let translation =
-            Translation { end: end(3, 8080), other_port: Be16::from_host(9), masquerade: false };
+            Translation { end: end(3, 8080), other_port: Be16::from_host(9), masquerade: false, dsr: false };
         let answer = Answer { translation, ground };
         let entry = CachedFlow::new(2, key(1), &answer);
         assert_eq!(entry.answer(), answer);

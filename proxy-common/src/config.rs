@@ -5,6 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{
     addr::Addr,
     bits::bit_set,
+    dsr,
+    endian::Be16,
     flow::FlowState,
     limit::{self, Rate},
     pod::{Levels, PodReasons},
@@ -33,6 +35,10 @@ pub struct NodeSettings {
     pub flags: NodeFlags,
     /// Flows that may begin through services in each second on each CPU; 0: any number.
     pub new_flows: u32,
+    /// UDP port by which nodes send each other packets for their backends, network byte order.
+    pub dsr_port: Be16,
+    /// Always zero.
+    pub reserved: [u8; 2],
 }
 
 impl NodeSettings {
@@ -48,6 +54,8 @@ impl NodeSettings {
             sockets: SocketSettings::OFF,
             flags: NodeFlags(0),
             new_flows: limit::NEW_FLOWS,
+            dsr_port: Be16::from_host(dsr::PORT),
+            reserved: [0; 2],
         }
     }
 

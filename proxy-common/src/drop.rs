@@ -28,11 +28,17 @@ pub enum DropReason {
     BackendGone = 10,
     /// More flows begin on this CPU than may.
     NewFlowLimit = 11,
+    /// The packet does not fit into the encapsulation that takes it to its backend's node.
+    TooBig = 12,
+    /// Another node sent it here encapsulated, for a frontend that does not expect that or a backend that is not here.
+    NotServedHere = 13,
+    /// Another node sent it here, and what it encapsulates is no packet that a node sends so.
+    BadEncapsulation = 14,
 }
 
 impl DropReason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::NoBackend,
         Self::FlowTableFull,
         Self::NoSourcePort,
@@ -45,6 +51,9 @@ impl DropReason {
         Self::OrphanFragment,
         Self::BackendGone,
         Self::NewFlowLimit,
+        Self::TooBig,
+        Self::NotServedHere,
+        Self::BadEncapsulation,
     ];
 
     /// The name used in output and metrics.
@@ -63,6 +72,9 @@ impl DropReason {
             Self::OrphanFragment => "orphan_fragment",
             Self::BackendGone => "backend_gone",
             Self::NewFlowLimit => "new_flow_limit",
+            Self::TooBig => "too_big",
+            Self::NotServedHere => "not_served_here",
+            Self::BadEncapsulation => "bad_encapsulation",
         }
     }
 }

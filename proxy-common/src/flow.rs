@@ -73,9 +73,12 @@ impl FlowFlags {
     pub const MASQUERADE: Self = Self(1);
     /// The client is told by a RST when the backend is gone; in its own direction.
     pub const RESET: Self = Self(2);
+    /// Packets leave this node encapsulated, for the backend's node, which answers: no answer comes by here. In both
+    /// directions.
+    pub const DSR: Self = Self(4);
 }
 
-bit_set!(FlowFlags, ["masquerade", "reset"]);
+bit_set!(FlowFlags, ["masquerade", "reset", "dsr"]);
 
 /// How far a flow has come. The names are netfilter's where the meaning is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -218,6 +221,14 @@ impl FlowState {
             _ if original => Self::CLIENT_CLOSED,
             _ => Self::BACKEND_CLOSED,
         }
+    }
+
+    /// The state where only the client's packets come by. The backend's FIN is never seen: what the client has closed is taken
+    /// for closed, and its packets keep it as long as there are any.
+    #[must_use]
+    #[inline(always)]
+    pub const fn seen_from_one_side(self) -> Self {
+        if self.0 == Self::CLIENT_CLOSED.0 { Self::TIME_WAIT } else { self }
     }
 
     /// The name used in output.

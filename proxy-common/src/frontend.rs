@@ -93,6 +93,9 @@ impl FrontendFlags {
     pub const RESET: Self = Self(64);
     /// Both runs are Maglev tables: the hash of a packet's tuple says which slot.
     pub const MAGLEV: Self = Self(128);
+    /// What goes to a backend on another node keeps its source: it is sent there encapsulated, and that node answers (DSR).
+    /// [`Frontend::outside`] is the set that serves on this node, for what arrives here so.
+    pub const DSR: Self = Self(256);
 }
 
 bit_set!(
@@ -105,7 +108,8 @@ bit_set!(
         "masquerade",
         "local-set",
         "reset",
-        "maglev"
+        "maglev",
+        "dsr"
     ]
 );
 

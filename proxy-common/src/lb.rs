@@ -13,9 +13,11 @@
 //! [`ingress`] and [`egress`] are the packet's fast way and are meant to be inlined; what happens once per
 //! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
 //! same way before there is a packet: `process`. Who listens at a service's address on the node itself comes first: `own`.
+//! What goes to the backend's node encapsulated, and what comes from others so: `direct`.
 //! [`through`] asks both hooks' questions at once, of packets that the stack need not see.
 
 mod cache;
+mod direct;
 mod own;
 mod process;
 mod remember;
@@ -34,6 +36,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
+pub use direct::{Arrival, Place, admit, count_loss, origin, place};
 pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};
@@ -86,6 +89,8 @@ pub struct Translation {
     pub other_port: Be16,
     /// At ingress: whether the egress hook is to rewrite the source.
     pub masquerade: bool,
+    /// At ingress: whether the egress hook is to encapsulate the packet for the backend's node.
+    pub dsr: bool,
 }
 
 impl Translation {
@@ -98,7 +103,8 @@ impl Translation {
         } else {
             (peer.destination_end(), peer.source_port)
         };
-        Self { end, other_port, masquerade: flags.contains(FlowFlags::MASQUERADE) }
+        let masquerade = flags.contains(FlowFlags::MASQUERADE);
+        Self { end, other_port, masquerade, dsr: flags.contains(FlowFlags::DSR) }
     }
 }
 
@@ -121,7 +127,7 @@ pub fn ingress<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Pack
             Some(reason) => return Verdict::Reset(reason),
             None => Insert::Replace,
         },
-        Some(flow) if !follow(tables, packet, flow) => Insert::Replace,
+        Some(flow) if !follow(tables, packet, flow, Memory::Asked) => Insert::Replace,
         Some(flow) => return Verdict::Rewrite(flow.translation(Hook::INGRESS)),
     };
     open(tables, listeners, packet, mode)
@@ -140,7 +146,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
     }
     let mode = match tables.flow(&packet.key) {
         None => Insert::New,
-        Some(flow) if follow(tables, packet, flow) => {
+        Some(flow) if follow(tables, packet, flow, Memory::Asked) => {
             return Verdict::Rewrite(flow.translation(Hook::EGRESS));
         }
         Some(_) => Insert::Replace,
@@ -193,16 +199,25 @@ fn stays<T: Tables>(tables: &T, flags: TcpFlags, head: &FlowHead) -> bool {
 
 /// Whether a packet continues its flow, and what every such packet leaves behind.
 #[inline(always)]
-fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>) -> bool {
+fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>, memory: Memory) -> bool {
     let head = flow.head();
     let now = tables.now();
     if runs(&head, packet.flags, now) {
-        cache::note(tables, &packet.key, packet.flags, &head, now);
+        if memory == Memory::Asked {
+            cache::note(tables, &packet.key, packet.flags, &head, now);
+        }
     } else if !transition(tables, packet) {
         return false;
     }
     note(tables, flow, &head, packet.length, now);
     true
+}
+
+/// Whether this CPU's memory is asked about packets with a tuple before the flow table is; if not, it need not learn of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Asked,
+    NotAsked,
 }
 
 /// Whether a flow runs, and a packet with `flags` leaves it as it is.
@@ -238,7 +253,10 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     if head.is_idle(now) && peer.is_none_or(|peer| peer.head().is_idle(now)) {
         return false;
     }
-    let next = head.state.advance(head.direction, packet.flags);
+    let mut next = head.state.advance(head.direction, packet.flags);
+    if head.flags.contains(FlowFlags::DSR) {
+        next = next.seen_from_one_side();
+    }
     if next != head.state {
         let timeout = tables.timeout(next);
         cache::enter(tables, packet, flow, peer, next, timeout);

@@ -24,6 +24,7 @@ pub mod counters;
 pub mod crc32c;
 pub mod device;
 pub mod drop;
+pub mod dsr;
 pub mod endian;
 pub mod event;
 pub mod filter;

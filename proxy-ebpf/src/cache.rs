@@ -116,7 +116,8 @@ pub(crate) fn recall(key: &FlowKey, hash: TupleHash) -> Option<Answer> {
     }
     let end = Endpoint { address: Addr::from_v6_words(address), port };
     let masquerade = ground.flags.contains(FlowFlags::MASQUERADE);
-    Some(Answer { translation: Translation { end, other_port, masquerade }, ground })
+    let dsr = ground.flags.contains(FlowFlags::DSR);
+    Some(Answer { translation: Translation { end, other_port, masquerade, dsr }, ground })
 }
 
 /// Remembers an answer, unless another one has the place.

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod cache;
+mod dsr;
 mod events;
 mod fragment;
 mod hooks;

@@ -29,8 +29,8 @@ use proxy_common::{
     filter::{AddressRoles, FilterPosition},
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
-    frontend::{Frontend, FrontendKey, ServiceId},
-    lb::{self, First, FlowRef, Found, Insert, InsertError, Process, Tables, Translation},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
+    lb::{self, Arrival, First, FlowRef, Found, Insert, InsertError, Place, Process, Tables, Translation},
     limit::Bucket,
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
@@ -42,7 +42,7 @@ use proxy_common::{
         Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
     },
     time::Ticks,
-    tuple::{FlowKey, Hook},
+    tuple::{Endpoint, FlowKey, Hook},
     xdp::{Passage, XdpDevice},
 };
 
@@ -140,6 +140,17 @@ static DRAFTS: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
 /// New flows of each CPU. A bucket serves the programs of one agent's start, and is full whenever one begins.
 #[map]
 static NEW_FLOWS: PerCpuArray<Bucket> = PerCpuArray::with_max_entries(1, 0);
+
+/// Memory for one packet that another node has sent here; means nothing between packets either.
+#[map]
+static ARRIVALS: PerCpuArray<Arrival> = PerCpuArray::with_max_entries(1, 0);
+
+/// Memory for such a packet. One at a time.
+#[inline(always)]
+pub(crate) fn arrival() -> Option<&'static mut Arrival> {
+    // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+    ARRIVALS.get_ptr_mut(0).map(|arrival| unsafe { &mut *arrival })
+}
 
 /// The kernel's clock.
 #[inline(always)]
@@ -334,6 +345,11 @@ impl Tables for Maps {
     fn draft(&self) -> Option<&mut Draft> {
         // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
         DRAFTS.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    }
+
+    #[inline(always)]
+    fn place(&self, run: SlotRun, end: &Endpoint) -> Place {
+        verified::place(run, end)
     }
 
     #[inline(always)]

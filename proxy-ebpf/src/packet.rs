@@ -176,6 +176,8 @@ fn checksum_by_helper(
 /// fragmentation, and which costs one load where a table would cost a lookup. Cilium keeps flags in the lower bits, hence
 /// none there. A stray value does no harm: only a packet of a flow that wants it gets another source.
 const MASQUERADE: u32 = 0x51c0;
+/// The same, to say: encapsulate it for its backend's node.
+const ENCAPSULATE: u32 = 0x51c1;
 
 /// What is said about a packet beside its bytes.
 pub(crate) trait Note {
@@ -183,8 +185,12 @@ pub(crate) trait Note {
     fn is_tagged(&self) -> bool;
     /// Whether the source is to be rewritten.
     fn is_masqueraded(&self) -> bool;
+    /// Whether it is to be encapsulated.
+    fn is_for_other_node(&self) -> bool;
     /// Leaves the note.
     fn masquerade(&self);
+    /// Leaves the other one.
+    fn encapsulate(&self);
     /// Removes it: devices stacked on each other would do it again.
     fn done(&self);
 }
@@ -203,9 +209,21 @@ impl Note for TcContext {
     }
 
     #[inline(always)]
+    fn is_for_other_node(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.skb.skb).tc_index == ENCAPSULATE }
+    }
+
+    #[inline(always)]
     fn masquerade(&self) {
         // SAFETY: a field of the context that programs may write.
         unsafe { (*self.skb.skb).tc_index = MASQUERADE };
+    }
+
+    #[inline(always)]
+    fn encapsulate(&self) {
+        // SAFETY: as above.
+        unsafe { (*self.skb.skb).tc_index = ENCAPSULATE };
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::{
-    bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    bindings::{BPF_F_INGRESS, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
     helpers::{bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes},
     programs::TcContext,
 };
@@ -23,7 +23,7 @@ use crate::{
     maps::Maps,
     packet::{Packet as _, Unhurried},
     parse::Parsed,
-    wire::{IpHeader, Part, SCTP_CHECK},
+    wire::{IpHeader, Part, Problem, SCTP_CHECK},
 };
 
 /// Words of the longest quotation: IPv6 and TCP headers. What has more options than fit is dropped without an answer.
@@ -75,6 +75,17 @@ pub(crate) fn quotation(parsed: &Parsed) -> usize {
 /// header.
 #[inline(never)]
 pub(crate) fn refuse<I: IpHeader, const LINK: usize>(ctx: &TcContext, length: usize) -> Option<i32> {
+    answer::<I, LINK>(ctx, length, Problem::NobodyListens)?;
+    send_back::<LINK>(ctx, OUT)
+}
+
+/// Turns the packet into the ICMP error that tells its sender of a problem, from its destination.
+#[inline(always)]
+pub(crate) fn answer<I: IpHeader, const LINK: usize>(
+    ctx: &TcContext,
+    length: usize,
+    problem: Problem,
+) -> Option<()> {
     if length > LONGEST || length == 0 {
         return None;
     }
@@ -88,22 +99,26 @@ pub(crate) fn refuse<I: IpHeader, const LINK: usize>(ctx: &TcContext, length: us
     }
     let sum = quoted.iter().map(|&word| u64::from(word)).sum();
     let (client, service) = I::addresses(&quoted)?;
-    let answer = I::unreachable(service, client, length as u16, sum);
+    let answer = I::error(problem, service, client, length as u16, sum);
     cut(ctx, LINK + length)?;
-    ctx.adjust_room(size_of::<I::Unreachable>() as i32, BPF_ADJ_ROOM_MAC, 0).ok()?;
-    ctx.skb.store(LINK, &answer, 0).ok()?;
-    send_back::<LINK>(ctx)
+    ctx.adjust_room(size_of::<I::Error>() as i32, BPF_ADJ_ROOM_MAC, 0).ok()?;
+    ctx.skb.store(LINK, &answer, 0).ok()
 }
 
-/// Makes the packet, an answer by now, leave by the device that it came from, and returns the action that does so.
+/// Out by the device.
+pub(crate) const OUT: u64 = 0;
+/// In by the device, as if it had come from there.
+pub(crate) const IN: u64 = BPF_F_INGRESS as u64;
+
+/// Makes the packet, an answer by now, turn round at this device, `OUT` or `IN`, and returns the action that does so.
 #[inline(always)]
-pub(crate) fn send_back<const LINK: usize>(ctx: &TcContext) -> Option<i32> {
+pub(crate) fn send_back<const LINK: usize>(ctx: &TcContext, way: u64) -> Option<i32> {
     if LINK >= MACS {
         let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; MACS] = ctx.load(0).ok()?;
         ctx.skb.store(0, &[g, h, i, j, k, l, a, b, c, d, e, f], 0).ok()?;
     }
-    // SAFETY: a plain helper call on the device that the packet came from.
-    let action = unsafe { bpf_redirect((*ctx.skb.skb).ifindex, 0) };
+    // SAFETY: a plain helper call on the device that the packet is at.
+    let action = unsafe { bpf_redirect((*ctx.skb.skb).ifindex, way) };
     i32::try_from(action).ok()
 }
 

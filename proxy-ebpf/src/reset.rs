@@ -12,7 +12,7 @@ use proxy_common::{checksum, flow::TcpFlags};
 
 use crate::{
     packet::{Packet as _, Unhurried},
-    refuse::{cut, send_back},
+    refuse::{OUT, cut, send_back},
     wire::{Be32, IpHeader, TcpView},
 };
 
@@ -23,7 +23,7 @@ pub(crate) fn reset<I: IpHeader, const LINK: usize>(ctx: &TcContext, transport: 
     let packet = Unhurried(ctx);
     let mut network: I::Header = packet.load(LINK)?;
     let mut segment: TcpView = packet.load(transport)?;
-    let headers = transport.wrapping_sub(LINK) + usize::from(segment.data_offset >> 4) * 4;
+    let headers = transport.wrapping_sub(LINK) + segment.length();
     segment.reset(I::length(&network).wrapping_sub(headers) as u32);
     let pseudo = I::answer(&mut network, TcpHdr::LEN as u16);
     // For a packet whose checksum the device will finish, the field has the sum of the pseudo header. The helper below
@@ -36,7 +36,7 @@ pub(crate) fn reset<I: IpHeader, const LINK: usize>(ctx: &TcContext, transport: 
     ctx.skb.store(LINK, &network, 0).ok()?;
     ctx.skb.store(transport, &segment, 0).ok()?;
     ctx.l4_csum_replace(transport + offset_of!(TcpView, check), 0, u64::from(change), 0).ok()?;
-    send_back::<LINK>(ctx)
+    send_back::<LINK>(ctx, OUT)
 }
 
 impl TcpView {

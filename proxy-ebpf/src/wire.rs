@@ -5,7 +5,7 @@
 
 use core::mem::offset_of;
 
-use network_types::{tcp::TcpHdr, udp::UdpHdr};
+use network_types::{eth::EtherType, tcp::TcpHdr, udp::UdpHdr};
 use proxy_common::{
     addr::Addr,
     checksum::{self, ChecksumDiff},
@@ -17,9 +17,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::packet::{ChecksumKind, NetworkSum, Packet};
 
+mod geneve;
 mod ipv4;
 mod ipv6;
 
+pub(crate) use geneve::Geneve;
 pub(crate) use ipv4::Ipv4;
 pub(crate) use ipv6::Ipv6;
 
@@ -37,6 +39,14 @@ pub(crate) struct TcpView {
     pub(crate) window: u16,
     pub(crate) check: u16,
     pub(crate) urgent: u16,
+}
+
+impl TcpView {
+    /// Bytes of the header, options included.
+    #[inline(always)]
+    pub(crate) const fn length(&self) -> usize {
+        (self.data_offset >> 4) as usize * 4
+    }
 }
 
 /// A number of 32 bits in network byte order.
@@ -137,19 +147,28 @@ pub(crate) struct Icmp {
     kind: u8,
     code: u8,
     check: u16,
-    unused: u32,
+    rest: u32,
 }
 
 /// Where an ICMP message has its checksum.
 pub(crate) const ICMP_CHECK: usize = offset_of!(Icmp, check);
 
 impl Icmp {
-    /// Finished with the checksum over itself and whatever else adds up to `sum`.
+    /// Finished with the checksum over itself and whatever else adds up to `sum`. `rest` are its last four bytes.
     #[inline(always)]
-    fn new(kind: u8, code: u8, sum: u64) -> Self {
+    fn new(kind: u8, code: u8, rest: u32, sum: u64) -> Self {
         let first = u64::from(u16::from_ne_bytes([kind, code]));
-        Self { kind, code, check: checksum::of(first + sum), unused: 0 }
+        Self { kind, code, check: checksum::of(first + u64::from(rest) + sum), rest }
     }
+}
+
+/// What is wrong with a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// Nobody listens where it goes.
+    NobodyListens,
+    /// It is longer than this, from its network header on, and cannot be sent on.
+    TooBig(u16),
 }
 
 /// What a network header says.
@@ -196,6 +215,14 @@ pub(crate) trait IpHeader {
     const NETWORK_SUM: NetworkSum;
     /// The family's number (`AF_INET`, `AF_INET6`).
     const FAMILY: u8;
+    /// Its EtherType.
+    const ETHER_TYPE: EtherType;
+    /// Bytes of an address.
+    const ADDRESS: usize;
+    /// How the kernel is told that such a header comes in front of a packet.
+    const ENCAPSULATION: u64;
+    /// How it is told that one goes.
+    const DECAPSULATION: u64;
     /// The family's ICMP.
     const ICMP: Protocol;
     /// Types of ICMP messages that quote the packet that caused them.
@@ -206,8 +233,10 @@ pub(crate) trait IpHeader {
     fn outer_diff(diff: ChecksumDiff) -> u32;
     /// The header without options.
     type Header: FromBytes + IntoBytes + Immutable;
-    /// What precedes a quoted packet in an answer that says "port unreachable".
-    type Unreachable: IntoBytes + Immutable;
+    /// What precedes a quoted packet in an ICMP error.
+    type Error: IntoBytes + Immutable;
+    /// What precedes a packet on its way to the backend's node.
+    type Tunnel: FromBytes + IntoBytes + Immutable;
 
     /// Bytes of the packet that the header begins, itself included.
     fn length(header: &Self::Header) -> usize;
@@ -215,8 +244,13 @@ pub(crate) trait IpHeader {
     /// those adds up to (RFC 9293 3.1, RFC 8200 8.1).
     fn answer(header: &mut Self::Header, length: u16) -> u64;
 
-    /// Says that nobody listens at `from`, to `to`. The quoted packet is `length` bytes that add up to `quoted`.
-    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Self::Unreachable;
+    /// Says what is wrong with a packet from `to` to `from`. The quoted packet is `length` bytes that add up to `quoted`.
+    fn error(problem: Problem, from: Addr, to: Addr, length: u16, quoted: u64) -> Self::Error;
+
+    /// The headers that take a packet, whose own begins with `inner`, from a node to a pod.
+    fn tunnel(inner: &Self::Header, node: Addr, pod: Addr, geneve: Geneve, frontend: Addr) -> Self::Tunnel;
+    /// Of such headers: where the packet went, Geneve's, and the frontend. `None` if there is something else between or behind.
+    fn tunnelled(tunnel: &Self::Tunnel) -> Option<(Addr, Geneve, Addr)>;
 
     /// Source and destination address in a header that lies in words; `None` if there are too few.
     fn addresses(header: &[u32]) -> Option<(Addr, Addr)>;

@@ -9,8 +9,9 @@ use proxy_common::{
 };
 
 use crate::{
+    name::Transport,
     options::Options,
-    policy::{BackendSelection, OnRemoval, TrafficPolicy},
+    policy::{BackendSelection, ExternalForwarding, OnRemoval, TrafficPolicy},
     runs::Set,
     service::ServicePort,
     sets::Sets,
@@ -63,13 +64,23 @@ impl ServicePort {
     }
 
     /// Whether a frontend with this access leads to the set (SP-09, upstream `UsesClusterEndpoints` and
-    /// `UsesLocalEndpoints`). Those of outside always lead to the cluster set, which serves clients inside.
-    pub(crate) fn uses(&self, set: Set, access: Access) -> bool {
+    /// `UsesLocalEndpoints`). Those of outside always lead to the cluster set, which serves clients inside; and other nodes lead
+    /// to the local one by DSR.
+    pub(crate) fn uses(&self, set: Set, access: Access, options: &Options) -> bool {
         let policy = self.policy(access);
         match set {
             Set::Cluster => policy == TrafficPolicy::Cluster || access != Access::Internal,
-            Set::Local => policy == TrafficPolicy::Local,
+            Set::Local => policy == TrafficPolicy::Local || self.is_answered_directly(access, options),
         }
+    }
+
+    /// Whether backends on other nodes answer clients of a frontend with this access themselves. Where a policy keeps traffic on
+    /// this node, none goes there; SCTP's would not be told from others by the nodes in between.
+    fn is_answered_directly(&self, access: Access, options: &Options) -> bool {
+        self.forwarding.unwrap_or(options.external_forwarding) == ExternalForwarding::Dsr
+            && access != Access::Internal
+            && self.policy(access) == TrafficPolicy::Cluster
+            && self.name.transport != Transport::Sctp
     }
 
     /// What a frontend with this access does.
@@ -93,7 +104,8 @@ impl ServicePort {
         let resets = (self.on_removal == OnRemoval::Reset, FrontendFlags::RESET);
         let selection = self.selection.unwrap_or(options.backend_selection);
         let by_hash = access != Access::Internal && selection == BackendSelection::Maglev;
-        let always = [resets, (by_hash, FrontendFlags::MAGLEV)];
+        let direct = self.is_answered_directly(access, options);
+        let always = [resets, (by_hash, FrontendFlags::MAGLEV), (direct, FrontendFlags::DSR)];
         let flags = facts.into_iter().chain(always).filter(|(holds, _)| *holds).map(|(_, flag)| flag);
         flags.fold(FrontendFlags::default(), FrontendFlags::with)
     }
@@ -123,6 +135,7 @@ mod tests {
             affinity: SessionAffinity::None,
             on_removal: OnRemoval::Keep,
             selection: None,
+            forwarding: None,
         }
     }
 
@@ -210,6 +223,34 @@ mod tests {
             let found = [Access::Internal, Access::Restricted, Access::External]
                 .map(|access| port.flags(access, &Sets::default(), &options).contains(FrontendFlags::MAGLEV));
             assert_eq!(found, [false, expected, expected], "{own:?} {default:?}");
+        }
+    }
+
+    /// Who comes from outside for any backend, by a protocol with answers that can be told apart.
+    #[test]
+    fn external_frontends_are_answered_directly_as_the_service_or_the_administrator_says() {
+        use ExternalForwarding::{Dsr, Snat};
+        use TrafficPolicy::{Cluster, Local};
+        for (transport, policy, own, default, expected) in [
+            ("TCP", Cluster, None, Snat, false),
+            ("TCP", Cluster, None, Dsr, true),
+            ("UDP", Cluster, Some(Snat), Dsr, false),
+            ("UDP", Cluster, Some(Dsr), Snat, true),
+            ("TCP", Local, Some(Dsr), Dsr, false),
+            ("SCTP", Cluster, Some(Dsr), Dsr, false),
+        ] {
+            let external = External { policy, ..External::default() };
+            let name = format!("default/web:http/{transport}/IPv4").parse().unwrap();
+            let port = ServicePort { name, forwarding: own, ..port("IPv4", "10.96.0.1", external) };
+            let options = Options { external_forwarding: default, ..Options::default() };
+            let ways = [Access::Internal, Access::Restricted, Access::External];
+            let found = ways
+                .map(|access| port.flags(access, &Sets::default(), &options).contains(FrontendFlags::DSR));
+            let context = format!("{transport} {policy:?} {own:?} {default:?}");
+            assert_eq!(found, [false, expected, expected], "{context}");
+            let needed = ways.map(|access| port.uses(Set::Local, access, &options));
+            let by_policy = policy == Local;
+            assert_eq!(needed, [false, expected || by_policy, expected || by_policy], "{context}");
         }
     }
 }

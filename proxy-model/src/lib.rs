@@ -56,7 +56,7 @@ pub use model::{Counts, Finished, Model, Problem, Troubles};
 pub use name::{Family, ParseNameError, ServicePortName, Transport};
 pub use options::{DetectLocal, NodePortAddresses, Options, ParseOptionError};
 pub use pod::PodUid;
-pub use policy::BackendSelection;
+pub use policy::{BackendSelection, ExternalForwarding};
 pub use reasons::{EndpointVerdict, Exclusion, Explanation};
 pub use restore::{Capacities, Restored};
 pub use silence::NoLocalEndpoints;

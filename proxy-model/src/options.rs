@@ -5,7 +5,7 @@ use std::{net::IpAddr, str::FromStr};
 use crate::{
     cidr::{Cidr, ParseCidrError},
     name::Family,
-    policy::BackendSelection,
+    policy::{BackendSelection, ExternalForwarding},
 };
 
 /// Everything that does not change while the agent runs.
@@ -25,6 +25,8 @@ pub struct Options {
     pub external_ips: bool,
     /// How clients outside get a backend, where a Service does not say.
     pub backend_selection: BackendSelection,
+    /// How their packets get to backends on other nodes, where a Service does not say.
+    pub external_forwarding: ExternalForwarding,
     /// Whether to tell which pods are served at their sockets.
     pub follow_pods: bool,
 }
@@ -39,6 +41,7 @@ impl Default for Options {
             masquerade_all: false,
             external_ips: true,
             backend_selection: BackendSelection::default(),
+            external_forwarding: ExternalForwarding::default(),
             follow_pods: false,
         }
     }

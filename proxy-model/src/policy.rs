@@ -162,6 +162,35 @@ impl BackendSelection {
     }
 }
 
+/// How traffic from outside gets to a backend on another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExternalForwarding {
+    /// As if it were this node's own, so that answers come back here.
+    #[default]
+    Snat,
+    /// With its source, encapsulated: the backend's node answers.
+    Dsr,
+}
+
+impl ExternalForwarding {
+    /// The annotation by which a Service asks for one.
+    const ANNOTATION: &str = "sluice.io/external-forwarding";
+
+    /// From the Service's annotation; `None` if it leaves that to the node's administrator.
+    pub(crate) fn parse(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<Self> {
+        let annotations = metadata.annotations.as_ref();
+        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str)? {
+            "snat" => Some(Self::Snat),
+            "dsr" => Some(Self::Dsr),
+            other => {
+                let field = format!("metadata.annotations[{}]", Self::ANNOTATION);
+                report.text(field, other, "is not \"snat\" or \"dsr\"; --external-forwarding decides");
+                None
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -272,6 +301,30 @@ mod tests {
             let metadata = serde_json::from_value(json!({ "annotations": annotations })).unwrap();
             let mut report = Report::new(Kind::Service, &object);
             let found = BackendSelection::parse(&metadata, &mut report);
+            let errors: Vec<_> = report.finish().iter().map(ToString::to_string).collect();
+            assert_eq!((found, errors), expected, "{metadata:?}");
+        }
+    }
+
+    #[test]
+    fn forwarding_is_the_administrators_unless_the_service_says_otherwise() {
+        let complaint = |value: &str| {
+            vec![format!(
+                "Service default/web: metadata.annotations[sluice.io/external-forwarding]: {value:?} is not \"snat\" or \"dsr\"; \
+                 --external-forwarding decides"
+            )]
+        };
+        for (annotations, expected) in [
+            (json!(null), (None, vec![])),
+            (json!({ "sluice.io/forwarding": "dsr" }), (None, vec![])),
+            (json!({ ExternalForwarding::ANNOTATION: "snat" }), (Some(ExternalForwarding::Snat), vec![])),
+            (json!({ ExternalForwarding::ANNOTATION: "dsr" }), (Some(ExternalForwarding::Dsr), vec![])),
+            (json!({ ExternalForwarding::ANNOTATION: "DSR" }), (None, complaint("DSR"))),
+        ] {
+            let object = ObjectName { namespace: "default".to_owned(), name: "web".to_owned() };
+            let metadata = serde_json::from_value(json!({ "annotations": annotations })).unwrap();
+            let mut report = Report::new(Kind::Service, &object);
+            let found = ExternalForwarding::parse(&metadata, &mut report);
             let errors: Vec<_> = report.finish().iter().map(ToString::to_string).collect();
             assert_eq!((found, errors), expected, "{metadata:?}");
         }

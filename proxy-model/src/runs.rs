@@ -51,7 +51,8 @@ impl Roster {
         Self { set: Set::Local, selection: BackendSelection::Maglev },
     ];
 
-    /// Where a frontend with these flags leads its clients, and those outside the cluster if they are set apart.
+    /// Where a frontend with these flags leads its clients, and those outside the cluster if they are set apart; or those whom
+    /// other nodes have led to a backend on this one.
     pub(crate) const fn of_frontend(flags: FrontendFlags) -> (Self, Option<Self>) {
         let selection = if flags.contains(FrontendFlags::MAGLEV) {
             BackendSelection::Maglev
@@ -61,6 +62,8 @@ impl Roster {
         let set = if flags.contains(FrontendFlags::LOCAL_SET) { Set::Local } else { Set::Cluster };
         let outside = if flags.contains(FrontendFlags::BY_ORIGIN) {
             Some(Self { set: Set::Local, selection })
+        } else if flags.contains(FrontendFlags::DSR) {
+            Some(Self { set: Set::Local, selection: BackendSelection::Random })
         } else {
             None
         };

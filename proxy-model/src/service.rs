@@ -9,7 +9,7 @@ use crate::{
     error::Report,
     external::{External, parse_vip},
     name::{Family, ServicePortName, Transport, is_name},
-    policy::{BackendSelection, OnRemoval, SessionAffinity, TrafficPolicy},
+    policy::{BackendSelection, ExternalForwarding, OnRemoval, SessionAffinity, TrafficPolicy},
 };
 
 /// A Service with this label belongs to another proxy (SVC-01, SVC-02).
@@ -36,6 +36,8 @@ pub(crate) struct ServicePort {
     pub(crate) on_removal: OnRemoval,
     /// How clients outside get a backend, if the Service says.
     pub(crate) selection: Option<BackendSelection>,
+    /// How their packets get to other nodes, if the Service says.
+    pub(crate) forwarding: Option<ExternalForwarding>,
 }
 
 /// The service ports of a Service; none if Sluice does not handle it. What is illegal costs its own port or family.
@@ -58,6 +60,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
     let affinity = SessionAffinity::parse(spec, report);
     let on_removal = OnRemoval::parse(&service.metadata, report);
     let selection = BackendSelection::parse(&service.metadata, report);
+    let forwarding = ExternalForwarding::parse(&service.metadata, report);
     let mut seen = BTreeSet::new();
     let mut ports = Vec::new();
     for (at, port) in spec.ports.iter().flatten().enumerate() {
@@ -84,6 +87,7 @@ pub(crate) fn parse(object: &ObjectName, service: &Service, report: &mut Report<
             affinity,
             on_removal: if transport == Transport::Tcp { on_removal } else { OnRemoval::Keep },
             selection,
+            forwarding,
         }));
     }
     ports.shrink_to_fit();

@@ -14,6 +14,7 @@ use crate::{
     frontends::Access,
     name::{Family, ServicePortName, Transport},
     node::ThisNode,
+    options::Options,
     policy::OnRemoval,
     reasons::{EndpointVerdict, Exclusion},
     runs::Set,
@@ -43,10 +44,11 @@ pub(crate) fn choose<'a>(
     frontends: &[(FrontendKey, Access)],
     slices: impl Iterator<Item = &'a Slice>,
     node: &ThisNode,
+    options: &Options,
 ) -> Sets {
     let ServicePortName { port, transport, family, .. } = &wanted.name;
     let endpoints = merge(port, *transport, *family, slices);
-    let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
+    let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access, options));
     let mut backends = Chosen::new();
     let staying = endpoints.iter().filter(|(_, endpoint)| keeps_flows(wanted, endpoint));
     backends.extend(staying.map(|(&address, endpoint)| (address, flags(endpoint))));
@@ -69,10 +71,11 @@ pub(crate) fn explain<'a>(
     frontends: &[(FrontendKey, Access)],
     slices: impl Iterator<Item = &'a Slice>,
     node: &ThisNode,
+    options: &Options,
 ) -> Vec<EndpointVerdict> {
     let ServicePortName { port, transport, family, .. } = &wanted.name;
     let endpoints = merge(port, *transport, *family, slices);
-    let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access));
+    let needs = |set| frontends.iter().any(|&(_, access)| wanted.uses(set, access, options));
     let verdicts = |set| {
         let is_needed = needs(set);
         let verdict = move |(_, _, verdict)| if is_needed { verdict } else { Err(Exclusion::NobodyAsks) };

@@ -41,7 +41,7 @@ impl Target {
         node: &ThisNode,
         options: &Options,
     ) -> Self {
-        let sets = choose(wanted, frontends, slices, node);
+        let sets = choose(wanted, frontends, slices, node, options);
         let flags = |access| wanted.flags(access, &sets, options);
         Self {
             frontends: frontends.iter().map(|&(key, access)| (key, flags(access))).collect(),

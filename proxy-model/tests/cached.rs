@@ -106,7 +106,7 @@ impl At {
         let key = self.key;
         let (source, destination, masquerade) = match (verdict, key.hook) {
             (Verdict::Pass, _) => (key.source_end(), key.destination_end(), false),
-            (Verdict::Rewrite(Translation { end, other_port, masquerade }), Hook::INGRESS) => {
+            (Verdict::Rewrite(Translation { end, other_port, masquerade, dsr: _ }), Hook::INGRESS) => {
                 (Endpoint { address: key.source, port: other_port }, end, masquerade)
             }
             (Verdict::Rewrite(Translation { end, other_port, .. }), _) => {

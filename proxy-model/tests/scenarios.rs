@@ -13,7 +13,9 @@ use k8s_openapi::api::{
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
 };
-use proxy_model::{BackendSelection, Change, DetectLocal, Event, Model, ObjectName, Options};
+use proxy_model::{
+    BackendSelection, Change, DetectLocal, Event, ExternalForwarding, Model, ObjectName, Options,
+};
 use serde_json::Value;
 
 use crate::common::{Memory, settle};
@@ -212,6 +214,7 @@ fn option(line: &str, options: &mut Options) {
         "nodePortAddresses" => options.node_port_addresses = value.parse().unwrap(),
         "clusterCIDR" => options.detect_local = DetectLocal::cluster_cidr(value).unwrap(),
         "bindAddress" => options.bind_address = Some(value.parse().unwrap()),
+        "externalForwardingDsr" => options.external_forwarding = ExternalForwarding::Dsr,
         "backendSelectionMaglev" => options.backend_selection = BackendSelection::Maglev,
         "masqueradeAll" => options.masquerade_all = true,
         "withoutExternalIPs" => options.external_ips = false,

@@ -6,6 +6,7 @@ mod program {
     mod cached;
     mod capacity;
     mod checksums;
+    mod dsr;
     mod errors;
     mod events;
     mod flows;

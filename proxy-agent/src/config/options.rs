@@ -1,8 +1,8 @@
 //! From a checked configuration to what the agent runs with.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, num::NonZeroU16, time::Duration};
 
-use proxy_common::{config::SocketFlags, limit::NEW_FLOWS, pod::PodReasons};
+use proxy_common::{config::SocketFlags, dsr, limit::NEW_FLOWS, pod::PodReasons};
 use proxy_model::{Cidr, DetectLocal, Family, NodePortAddresses, parse_ip};
 
 use super::{ConfigError, Configuration, GoDuration, Mode, SocketLb, address, gates, problem::Problem};
@@ -15,6 +15,9 @@ use crate::{
 
 /// How long after an audit of the tables the next one begins.
 const AUDIT_INTERVAL: GoDuration = GoDuration::from_secs(300);
+
+/// The port by which nodes send each other packets for their backends.
+const DSR_PORT: NonZeroU16 = NonZeroU16::new(dsr::PORT).expect("not zero");
 
 /// The node's name: what flags say, else the configuration, else the host's name; trimmed and in lower case (NODE-01).
 #[must_use]
@@ -69,6 +72,7 @@ impl Configuration {
                 masquerade_all: config.masquerade_all(),
                 external_ips: own.serve_external_ips.unwrap_or(gates::external_ips(&config.feature_gates)),
                 backend_selection: own.backend_selection.unwrap_or_default().into(),
+                external_forwarding: own.external_forwarding.unwrap_or_default().into(),
                 follow_pods: pods != PodReasons::NONE,
             },
             devices: DeviceRules { classes, pods: pod_devices, xdp: own.xdp.unwrap_or_default() },
@@ -81,6 +85,7 @@ impl Configuration {
                 .unwrap_or(AUDIT_INTERVAL)
                 .to_std()
                 .filter(|interval| !interval.is_zero()),
+            dsr_port: own.dsr_port.unwrap_or(DSR_PORT),
             capacities: own.capacities.capacities(),
         })
     }
@@ -164,7 +169,7 @@ fn includes_loopback(addresses: &NodePortAddresses) -> bool {
 mod tests {
     use std::net::SocketAddr;
 
-    use proxy_model::BackendSelection;
+    use proxy_model::{BackendSelection, ExternalForwarding};
 
     use super::{super::tests::load, *};
     use crate::datapath::Capacities;
@@ -211,6 +216,8 @@ mod tests {
             "--masquerade-all",
             "--serve-external-ips=false",
             "--backend-selection=maglev",
+            "--external-forwarding=dsr",
+            "--dsr-port=7000",
             "--node-port-range=30000+99",
             "--local-client-devices=tun0,vpn*",
             "--local-client-devices",
@@ -226,6 +233,7 @@ mod tests {
         assert_eq!(model.detect_local, expected);
         assert!(model.masquerade_all && !model.external_ips);
         assert_eq!(model.backend_selection, BackendSelection::Maglev);
+        assert_eq!((model.external_forwarding, options.dsr_port.get()), (ExternalForwarding::Dsr, 7_000));
         assert_eq!(options.node_ports.ends(), (30_000, 30_099));
         let names = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         assert_eq!(options.devices.classes.local_clients, names(&["tun0", "vpn*", "ext0"]));

@@ -2,10 +2,10 @@
 //!
 //! Not by kube-proxy's file: kubeadm writes that anew with every upgrade, and drops what it does not know.
 
-use std::path::PathBuf;
+use std::{num::NonZeroU16, path::PathBuf};
 
 use clap::{Args, ValueEnum};
-use proxy_model::BackendSelection;
+use proxy_model::{BackendSelection, ExternalForwarding};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -87,6 +87,17 @@ pub struct SluiceOptions {
     #[arg(long, value_name = "random|maglev", value_enum, help_heading = "Services")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend_selection: Option<Selection>,
+    /// How packets of clients of NodePorts, external IPs and load balancers' addresses get to backends on other nodes, where a
+    /// Service does not say by the annotation `sluice.io/external-forwarding`. `snat`: with the node's address as their source, so
+    /// that the answer comes back by it. `dsr`: with the client's, encapsulated in UDP; the backend's node answers the client
+    /// itself. All nodes have to be told the same [default: snat]
+    #[arg(long, value_name = "snat|dsr", value_enum, help_heading = "Services")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_forwarding: Option<Forwarding>,
+    /// UDP port that packets are sent to in that encapsulation, at the pods' addresses; the same on all nodes [default: 6090]
+    #[arg(long, value_name = "PORT", help_heading = "Services")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dsr_port: Option<NonZeroU16>,
     /// How long after an audit of the kernel's tables the next one begins, which restores what somebody else has changed; 0:
     /// there is none [default: 5m]
     #[arg(long, value_name = "DURATION", help_heading = "Services")]
@@ -175,6 +186,26 @@ impl From<Selection> for BackendSelection {
     }
 }
 
+/// How packets from outside get to backends on other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    /// As if they were this node's own.
+    #[default]
+    Snat,
+    /// With their source, encapsulated.
+    Dsr,
+}
+
+impl From<Forwarding> for ExternalForwarding {
+    fn from(forwarding: Forwarding) -> Self {
+        match forwarding {
+            Forwarding::Snat => Self::Snat,
+            Forwarding::Dsr => Self::Dsr,
+        }
+    }
+}
+
 impl SluiceOptions {
     /// These, and where they say nothing, those.
     #[must_use]
@@ -189,6 +220,8 @@ impl SluiceOptions {
             node_port_range: self.node_port_range.or(file.node_port_range),
             serve_external_ips: self.serve_external_ips.or(file.serve_external_ips),
             backend_selection: self.backend_selection.or(file.backend_selection),
+            external_forwarding: self.external_forwarding.or(file.external_forwarding),
+            dsr_port: self.dsr_port.or(file.dsr_port),
             audit_interval: self.audit_interval.or(file.audit_interval),
             new_flow_limit: self.new_flow_limit.or(file.new_flow_limit),
             socket_lb: self.socket_lb.or(file.socket_lb),

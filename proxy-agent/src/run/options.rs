@@ -1,6 +1,6 @@
 //! What the agent is told, and what keeps it from running.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU16, path::PathBuf, time::Duration};
 
 use proxy_common::{config::SocketFlags, pod::PodReasons};
 
@@ -30,6 +30,8 @@ pub struct Options {
     pub timeouts: ConntrackTimeouts,
     /// Flows that may begin through services in each second on each CPU; 0: any number.
     pub new_flow_limit: u32,
+    /// The UDP port by which nodes send each other packets for their backends.
+    pub dsr_port: NonZeroU16,
     /// How much the tables have room for.
     pub capacities: Capacities,
 }

@@ -1,9 +1,10 @@
 //! What the datapath is told beside the tables: composed here, rewritten when it changes.
 
-use std::{fs, path::Path};
+use std::{fs, num::NonZeroU16, path::Path};
 
 use proxy_common::{
     config::{Network, NodeFlags, NodeSettings, SocketSettings, SourcePorts, TimeoutSettings, Timeouts},
+    endian::Be16,
     tables::Settings as Table,
 };
 use proxy_model::DetectLocal;
@@ -63,6 +64,7 @@ impl Settings {
         node_ports: PortRange,
         timeouts: ConntrackTimeouts,
         new_flows: u32,
+        dsr_port: NonZeroU16,
     ) -> Result<Self, TableError> {
         let mut table = ArrayTable::<Table>::open(pins)?;
         // Loading the datapath has left some.
@@ -76,6 +78,7 @@ impl Settings {
             sockets: found.sockets,
             flags: found.flags,
             new_flows,
+            dsr_port: Be16::from_host(dsr_port.get()),
             ..NodeSettings::new(found.ticks_per_second)
         };
         table.put(0, &current)?;

@@ -43,6 +43,8 @@ pub struct FlowRow {
     pub seen_as: Option<SocketAddr>,
     /// Whether that is the node.
     pub masqueraded: bool,
+    /// Whether the backend's node answers past this one.
+    pub dsr: bool,
     /// How far it has come.
     pub state: &'static str,
     /// Seconds since the last packet of either direction.

@@ -63,6 +63,8 @@ pub struct Status {
     pub rewritten_sources: u64,
     /// Frontends whose clients are given backends by hash, out of Maglev tables.
     pub maglev_frontends: u64,
+    /// Frontends whose backends on other nodes answer clients outside themselves.
+    pub dsr_frontends: u64,
     /// Ports that sources may be rewritten to.
     pub source_ports: u32,
     /// Flows that may begin in each second on each CPU; 0: any number.
@@ -147,10 +149,11 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
     for entry in ArrayTable::<Backends>::open(pins)?.entries() {
         backends += u64::from(entry?.1.flags.contains(BackendFlags::LIVE));
     }
-    let (mut maglev_frontends, mut runs) = (0, HashSet::new());
+    let (mut maglev_frontends, mut dsr_frontends, mut runs) = (0, 0, HashSet::new());
     for entry in HashTable::<Frontends>::open(pins)?.entries() {
         let (_, Frontend { flags, slots, outside, .. }) = entry?;
         maglev_frontends += u64::from(flags.contains(FrontendFlags::MAGLEV));
+        dsr_frontends += u64::from(flags.contains(FrontendFlags::DSR));
         runs.extend([slots, outside]);
     }
     let slots = runs.iter().map(|run| u64::from(run.count)).sum();
@@ -200,6 +203,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
         flows,
         rewritten_sources,
         maglev_frontends,
+        dsr_frontends,
         source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
         new_flow_limit: settings.map_or(0, |settings| settings.new_flows),
         passages,

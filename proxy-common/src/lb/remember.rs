@@ -14,7 +14,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook},
 };
 
-use super::{Insert, InsertError, Packet, Tables, cache, select::Selection, tables::FlowRef as _};
+use super::{Insert, InsertError, Packet, Tables, cache, direct, select::Selection, tables::FlowRef as _};
 
 /// How many ports are tried. With 9 of 10 taken, all are taken once in a thousand times.
 const PROBES: u32 = 64;
@@ -42,7 +42,7 @@ pub(super) fn remember<T: Tables>(
     begin(tables, packet, &reply, made);
     let mut flags = if chosen.resets() { FlowFlags::RESET } else { FlowFlags::default() };
     if chosen.masquerades() || needs_masquerade(tables, packet, &backend) {
-        flags = flags.with(FlowFlags::MASQUERADE);
+        flags = flags.with(direct::way_out(tables, packet, &backend, chosen));
     }
     let outcome = write(tables, mode, flags, First::Tried);
     match outcome {

@@ -19,7 +19,7 @@ use super::{Insert, Packet, Process, Tables, Verdict, Wish};
 
 /// The backend for a new flow, or why there is none: in one register, and with no bits left undefined. The compiler
 /// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
-/// largest numbers are no backend ids, and what is above [`Selection::RESET`] is none either.
+/// largest numbers are no backend ids, and what has more bits than the terms below is none either.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Selection(u32);
 
@@ -28,8 +28,10 @@ impl Selection {
     const MASQUERADE: u32 = 1 << 30;
     /// The frontend wants connections reset when their backend is gone.
     const RESET: u32 = 1 << 29;
+    /// The frontend has backends on other nodes answer themselves.
+    const DSR: u32 = 1 << 28;
     /// The packet is not for a service.
-    const NOT_OURS: Self = Self(u32::MAX);
+    pub(super) const NOT_OURS: Self = Self(u32::MAX);
     const NO_BACKEND: Self = Self(u32::MAX - 1);
     const NO_LOCAL_BACKEND: Self = Self(u32::MAX - 2);
     const BROKEN_TABLE: Self = Self(u32::MAX - 3);
@@ -42,19 +44,20 @@ impl Selection {
     fn on_terms_of(self, frontend: &Frontend) -> Self {
         let term = |flag, bit| if frontend.flags.contains(flag) { bit } else { 0 };
         let masquerade = term(FrontendFlags::MASQUERADE, Self::MASQUERADE);
-        let terms = masquerade | term(FrontendFlags::RESET, Self::RESET);
+        let terms =
+            masquerade | term(FrontendFlags::RESET, Self::RESET) | term(FrontendFlags::DSR, Self::DSR);
         if self.is_backend() { Self(self.0 | terms) } else { self }
     }
 
     #[inline(always)]
-    const fn is_backend(self) -> bool {
+    pub(super) const fn is_backend(self) -> bool {
         self.0 < Self::TOO_MANY.0
     }
 
     /// The backend, if there is one.
     #[inline(always)]
     pub(super) const fn backend(self) -> BackendId {
-        BackendId(self.0 & !(Self::MASQUERADE | Self::RESET))
+        BackendId(self.0 & !(Self::MASQUERADE | Self::RESET | Self::DSR))
     }
 
     /// Whether the source is to be rewritten, whoever the client is.
@@ -67,6 +70,19 @@ impl Selection {
     #[inline(always)]
     pub(super) const fn resets(self) -> bool {
         self.0 & Self::RESET != 0
+    }
+
+    /// Whether a backend on another node is to answer the client itself.
+    #[inline(always)]
+    pub(super) const fn answers_directly(self) -> bool {
+        self.0 & Self::DSR != 0
+    }
+
+    /// This backend, which another node has chosen, and what the frontend wants of connections to it. Here they end.
+    #[inline(always)]
+    pub(super) fn of_other_node(backend: BackendId, frontend: &Frontend) -> Self {
+        let reset = if frontend.flags.contains(FrontendFlags::RESET) { Self::RESET } else { 0 };
+        Self(backend.0 | reset)
     }
 
     /// What becomes of the packet if there is no backend. Nobody answers a sender that is not one host.

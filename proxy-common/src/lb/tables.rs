@@ -13,13 +13,14 @@ use crate::{
     drop::DropReason,
     filter::AddressRoles,
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
-    frontend::{Frontend, FrontendKey, ServiceId},
+    frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
     time::Ticks,
-    tuple::{FlowKey, Hook},
+    tuple::{Endpoint, FlowKey, Hook},
 };
 
 use super::{
     Translation,
+    direct::{Place, place},
     remember::{First, Found, reserve},
 };
 
@@ -155,6 +156,15 @@ pub trait Tables {
     /// Tells whoever listens that the draft has become a flow, begun by a packet of a device.
     #[inline(always)]
     fn tell_flow(&self, _device: u32) {}
+
+    /// [`place`] over these tables.
+    #[inline(always)]
+    fn place(&self, run: SlotRun, end: &Endpoint) -> Place
+    where
+        Self: Sized,
+    {
+        place(self, run, end)
+    }
 
     /// [`reserve`] over these tables.
     #[inline(always)]

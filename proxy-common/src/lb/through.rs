@@ -33,7 +33,11 @@ pub fn through<'a, T: Tables>(tables: &'a T, packet: &Packet) -> Option<Through<
     if !stays(tables, packet.flags, &entry.head()) || !runs(&entry.head(), packet.flags, now) {
         return None;
     }
-    let Translation { end, other_port, masquerade } = entry.translation(Hook::INGRESS);
+    let Translation { end, other_port, masquerade, dsr } = entry.translation(Hook::INGRESS);
+    // The egress hook would encapsulate it, whatever an earlier flow of this tuple has left there.
+    if dsr {
+        return None;
+    }
     let source = Endpoint { address: key.source, port: other_port };
     let routed = FlowKey::new(source, end, key.protocol, Hook::EGRESS);
     if !masquerade && !tables.roles(routed.source).contains(AddressRoles::BACKEND) {
@@ -51,7 +55,7 @@ impl<T: Tables> Through<'_, T> {
     #[inline(always)]
     pub const fn entering(&self) -> Translation {
         let other_port = self.routed.source_port;
-        Translation { end: self.routed.destination_end(), other_port, masquerade: false }
+        Translation { end: self.routed.destination_end(), other_port, masquerade: false, dsr: false }
     }
 
     /// What the egress hook makes of it then.

@@ -14,7 +14,7 @@ use proxy_common::{
 };
 
 use crate::{
-    events, fragment, icmp,
+    dsr, events, fragment, icmp,
     listeners::Listeners,
     maps::{self, Maps},
     packet::Note as _,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// `TCX_NEXT`: leave the packet to whoever else is attached, then to the stack.
-const NEXT: i32 = TC_ACT_UNSPEC;
+pub(crate) const NEXT: i32 = TC_ACT_UNSPEC;
 const IPV4: u32 = EtherType::Ipv4 as u32;
 const IPV6: u32 = EtherType::Ipv6 as u32;
 
@@ -60,7 +60,8 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
         }
         None => return NEXT,
     };
-    if parsed.part != Part::Whole && !fragment::complete(&mut parsed, ctx.is_masqueraded()) {
+    let is_noted = ctx.is_masqueraded() || ctx.is_for_other_node();
+    if parsed.part != Part::Whole && !fragment::complete(&mut parsed, is_noted) {
         let FlowKey { source, destination, .. } = &parsed.packet.key;
         return match lb::without_ports(&Maps, source, destination) {
             Verdict::Refuse(_) if hook == Hook::INGRESS => {
@@ -69,11 +70,24 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
             _ => NEXT,
         };
     }
+    if hook == Hook::EGRESS && ctx.is_for_other_node() {
+        return match family {
+            IPV4 => dsr::send::<Ipv4, LINK>(ctx, &parsed),
+            _ => dsr::send::<Ipv6, LINK>(ctx, &parsed),
+        };
+    }
     let verdict = match hook {
         Hook::INGRESS => lb::ingress(&Maps, &Listeners(ctx.as_ptr()), &parsed.packet),
         _ => lb::egress(&Maps, &parsed.packet, ctx.is_masqueraded()),
     };
     let new = match verdict {
+        // Only now: what is ours in any other way has been found to be.
+        Verdict::Pass if hook == Hook::INGRESS && dsr::is_meant(&parsed) => {
+            return match family {
+                IPV4 => dsr::receive::<Ipv4, LINK>(ctx, &parsed),
+                _ => dsr::receive::<Ipv6, LINK>(ctx, &parsed),
+            };
+        }
         Verdict::Pass => return NEXT,
         Verdict::Drop(reason) => return dropped(&parsed.packet, reason),
         Verdict::Refuse(reason) => {
@@ -105,6 +119,7 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
     }
     match hook {
         Hook::INGRESS if new.masquerade => ctx.masquerade(),
+        Hook::INGRESS if new.dsr => ctx.encapsulate(),
         Hook::EGRESS if ctx.is_masqueraded() => ctx.done(),
         _ => {}
     }
@@ -120,7 +135,7 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
 
 /// Counts a dropped packet, tells whoever listens, and returns the action.
 #[inline(always)]
-fn dropped(packet: &lb::Packet, reason: DropReason) -> i32 {
+pub(crate) fn dropped(packet: &lb::Packet, reason: DropReason) -> i32 {
     maps::count_drop(reason);
     events::dropped(&packet.key, reason, packet.device);
     TC_ACT_SHOT

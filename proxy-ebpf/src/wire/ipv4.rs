@@ -3,7 +3,11 @@
 
 use core::mem::offset_of;
 
-use network_types::ip::{IpProto, Ipv4Hdr};
+use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4};
+use network_types::{
+    eth::EtherType,
+    ip::{IpProto, Ipv4Hdr},
+};
 use proxy_common::{
     addr::Addr,
     checksum::{self, ChecksumDiff},
@@ -12,7 +16,7 @@ use proxy_common::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Icmp, IpHeader, Network, Part};
+use super::{Geneve, Icmp, IpHeader, Network, Part, Problem};
 use crate::packet::{NetworkSum, Packet};
 
 /// IPv4 header without options.
@@ -31,12 +35,21 @@ pub(crate) struct Ipv4View {
     destination: [u16; 2],
 }
 
-/// What precedes a quoted IPv4 packet in "port unreachable" (RFC 792): network header and ICMP header.
+/// What precedes a quoted IPv4 packet in an ICMP error (RFC 792): network header and ICMP header.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C, packed(2))]
-pub(crate) struct Ipv4Unreachable {
+pub(crate) struct Ipv4Error {
     network: Ipv4View,
     icmp: Icmp,
+}
+
+/// What precedes an IPv4 packet on its way to the backend's node.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv4Tunnel {
+    network: Ipv4View,
+    geneve: Geneve,
+    frontend: [u16; 2],
 }
 
 const _: () = {
@@ -60,7 +73,8 @@ impl Ipv4 {
     fn header(tos: u8, protocol: Protocol, source: u32, destination: u32, length: u16) -> Ipv4View {
         const DONT_FRAGMENT: Be16 = Be16::from_host(0x4000);
         const TTL: u8 = 64;
-        let total_length = Be16::from_host(size_of::<Ipv4View>() as u16 + length);
+        // A packet that the device will take apart may be longer than the field says; the parts get their own.
+        let total_length = Be16::from_host((size_of::<Ipv4View>() as u16).wrapping_add(length));
         let first = u64::from(u16::from_ne_bytes([0x45, tos])) + u64::from(total_length.raw());
         let middle = u64::from(DONT_FRAGMENT.raw()) + u64::from(u16::from_ne_bytes([TTL, protocol.0]));
         Ipv4View {
@@ -89,9 +103,14 @@ impl Ipv4 {
 impl IpHeader for Ipv4 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Compensates;
     const FAMILY: u8 = 2;
+    const ETHER_TYPE: EtherType = EtherType::Ipv4;
+    const ADDRESS: usize = 4;
+    const ENCAPSULATION: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 as u64;
+    const DECAPSULATION: u64 = BPF_F_ADJ_ROOM_DECAP_L3_IPV4 as u64;
     const ICMP: Protocol = Protocol(IpProto::Icmp as u8);
     type Header = Ipv4View;
-    type Unreachable = Ipv4Unreachable;
+    type Error = Ipv4Error;
+    type Tunnel = Ipv4Tunnel;
 
     /// Destination unreachable, time exceeded, parameter problem (RFC 792). A redirect quotes too, but speaks to the
     /// neighbour about its own route.
@@ -128,17 +147,44 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
-    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Unreachable {
+    fn error(problem: Problem, from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv4Error {
         const UNREACHABLE: u8 = 3;
         const PORT: u8 = 3;
+        const FRAGMENTATION_NEEDED: u8 = 4;
         // RFC 1812 4.3.2.5.
         const INTERNETWORK_CONTROL: u8 = 0xc0;
+        let (code, rest) = match problem {
+            Problem::NobodyListens => (PORT, 0),
+            // RFC 1191 4.
+            Problem::TooBig(mtu) => (FRAGMENTATION_NEEDED, u32::from(mtu).to_be()),
+        };
         let ([_, _, _, source], [_, _, _, destination]) = (from.words(), to.words());
         let length = size_of::<Icmp>() as u16 + length;
-        Ipv4Unreachable {
+        Ipv4Error {
             network: Self::header(INTERNETWORK_CONTROL, Self::ICMP, source, destination, length),
-            icmp: Icmp::new(UNREACHABLE, PORT, quoted),
+            icmp: Icmp::new(UNREACHABLE, code, rest, quoted),
         }
+    }
+
+    #[inline(always)]
+    fn tunnel(inner: &Ipv4View, node: Addr, pod: Addr, geneve: Geneve, frontend: Addr) -> Ipv4Tunnel {
+        // Congestion is told by a drop: whoever takes the header off does not look (RFC 6040 4.1, compatibility mode).
+        const CONGESTION: u8 = 0x03;
+        let ([_, _, _, source], [_, _, _, destination]) = (node.words(), pod.words());
+        let length = geneve.length();
+        Ipv4Tunnel {
+            network: Self::header(inner.tos & !CONGESTION, Protocol::UDP, source, destination, length),
+            geneve,
+            frontend: zerocopy::transmute!(frontend.v4_wire()),
+        }
+    }
+
+    #[inline(always)]
+    fn tunnelled(tunnel: &Ipv4Tunnel) -> Option<(Addr, Geneve, Addr)> {
+        let Ipv4Tunnel { network, geneve, frontend } = *tunnel;
+        let plain = network.version_ihl == 0x45 && network.protocol == Protocol::UDP.0;
+        let pod = Addr::from_v4_wire(zerocopy::transmute!(network.destination));
+        plain.then_some((pod, geneve, Addr::from_v4_wire(zerocopy::transmute!(frontend))))
     }
 
     #[inline(always)]

@@ -3,11 +3,15 @@
 
 use core::mem::offset_of;
 
-use network_types::ip::{IpProto, Ipv6Hdr};
+use aya_ebpf::bindings::{BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6};
+use network_types::{
+    eth::EtherType,
+    ip::{IpProto, Ipv6Hdr},
+};
 use proxy_common::{addr::Addr, checksum::ChecksumDiff, endian::Be16, tuple::Protocol};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Icmp, IpHeader, Network, Part};
+use super::{Geneve, Icmp, IpHeader, Network, Part, Problem};
 use crate::packet::{NetworkSum, Packet};
 
 /// IPv6 header.
@@ -46,9 +50,18 @@ struct FragmentView {
 /// The same for IPv6 (RFC 4443 3.1).
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C, packed(2))]
-pub(crate) struct Ipv6Unreachable {
+pub(crate) struct Ipv6Error {
     network: Ipv6View,
     icmp: Icmp,
+}
+
+/// What precedes an IPv6 packet on its way to the backend's node.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, packed(2))]
+pub(crate) struct Ipv6Tunnel {
+    network: Ipv6View,
+    geneve: Geneve,
+    frontend: [u16; 8],
 }
 
 const _: () = {
@@ -110,9 +123,14 @@ impl Ipv6 {
 impl IpHeader for Ipv6 {
     const NETWORK_SUM: NetworkSum = NetworkSum::Absent;
     const FAMILY: u8 = 10;
+    const ETHER_TYPE: EtherType = EtherType::Ipv6;
+    const ADDRESS: usize = 16;
+    const ENCAPSULATION: u64 = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 as u64;
+    const DECAPSULATION: u64 = BPF_F_ADJ_ROOM_DECAP_L3_IPV6 as u64;
     const ICMP: Protocol = Protocol(IpProto::Ipv6Icmp as u8);
     type Header = Ipv6View;
-    type Unreachable = Ipv6Unreachable;
+    type Error = Ipv6Error;
+    type Tunnel = Ipv6Tunnel;
 
     /// Types below 128 are errors (RFC 4443 2.1).
     #[inline(always)]
@@ -144,15 +162,39 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
-    fn unreachable(from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv6Unreachable {
+    fn error(problem: Problem, from: Addr, to: Addr, length: u16, quoted: u64) -> Ipv6Error {
         const UNREACHABLE: u8 = 1;
         const PORT: u8 = 4;
+        const PACKET_TOO_BIG: u8 = 2;
+        let (kind, code, rest) = match problem {
+            Problem::NobodyListens => (UNREACHABLE, PORT, 0),
+            // RFC 4443 3.2.
+            Problem::TooBig(mtu) => (PACKET_TOO_BIG, 0, u32::from(mtu).to_be()),
+        };
         let length = size_of::<Icmp>() as u16 + length;
         let pseudo = Self::pseudo_sum(Self::ICMP, from, to, length);
-        Ipv6Unreachable {
+        Ipv6Error {
             network: Self::header(Self::ICMP, from, to, length),
-            icmp: Icmp::new(UNREACHABLE, PORT, quoted + pseudo),
+            icmp: Icmp::new(kind, code, rest, quoted + pseudo),
         }
+    }
+
+    #[inline(always)]
+    fn tunnel(inner: &Ipv6View, node: Addr, pod: Addr, geneve: Geneve, frontend: Addr) -> Ipv6Tunnel {
+        // The upper nibble is the version; the lowest two bits of the class are congestion's, as in IPv4.
+        const CONGESTION: u8 = 0x30;
+        let mut network = Self::header(Protocol::UDP, node, pod, geneve.length());
+        network.version_class = inner.version_class;
+        network.class_flow = inner.class_flow & 0xf0 & !CONGESTION;
+        Ipv6Tunnel { network, geneve, frontend: zerocopy::transmute!(frontend.words()) }
+    }
+
+    #[inline(always)]
+    fn tunnelled(tunnel: &Ipv6Tunnel) -> Option<(Addr, Geneve, Addr)> {
+        let Ipv6Tunnel { network, geneve, frontend } = *tunnel;
+        let plain = network.version_class >> 4 == 6 && network.next_header == Protocol::UDP.0;
+        let pod = Addr::from_v6_words(zerocopy::transmute!(network.destination));
+        plain.then_some((pod, geneve, Addr::from_v6_words(zerocopy::transmute!(frontend))))
     }
 
     #[inline(always)]

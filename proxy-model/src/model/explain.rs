@@ -14,7 +14,7 @@ impl Model {
         let frontends = wanted.frontends(self.options.external_ips);
         let slices = || self.state.slices(&port.service);
         Some(Explanation {
-            endpoints: sets::explain(wanted, &frontends, slices(), self.state.node()),
+            endpoints: sets::explain(wanted, &frontends, slices(), self.state.node(), &self.options),
             without_port: sets::without_port(port, slices()),
         })
     }

@@ -77,6 +77,7 @@ fn internal(internal: TrafficPolicy) -> ServicePort {
         affinity: SessionAffinity::None,
         on_removal: OnRemoval::Keep,
         selection: None,
+        forwarding: None,
     }
 }
 
@@ -91,8 +92,8 @@ fn external(internal_policy: TrafficPolicy, policy: TrafficPolicy) -> ServicePor
 
 /// With all its frontends. What is told about the endpoints is what was done with them.
 fn sets_of(port: &ServicePort, slices: &[Slice]) -> Sets {
-    let sets = choose(port, &port.frontends(true), slices.iter(), &node());
-    for told in explain(port, &port.frontends(true), slices.iter(), &node()) {
+    let sets = choose(port, &port.frontends(true), slices.iter(), &node(), &Options::default());
+    for told in explain(port, &port.frontends(true), slices.iter(), &node(), &Options::default()) {
         let chosen = sets
             .backends
             .iter()

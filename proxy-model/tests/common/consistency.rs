@@ -41,7 +41,10 @@ impl Memory {
                 }
                 self.check_run(key, frontend, run)?;
             }
-            if frontend.outside != SlotRun::default() && !has(FrontendFlags::BY_ORIGIN) {
+            if frontend.outside != SlotRun::default()
+                && !has(FrontendFlags::BY_ORIGIN)
+                && !has(FrontendFlags::DSR)
+            {
                 return Err(format!("{key:?} has backends for nobody"));
             }
             if has(FrontendFlags::RESTRICTED)
@@ -115,7 +118,7 @@ impl Memory {
                 BackendFlags::CLUSTER_SET
             };
             let mut runs = vec![(frontend.slots, of_slots)];
-            if frontend.flags.contains(FrontendFlags::BY_ORIGIN) {
+            if frontend.flags.intersects(FrontendFlags::BY_ORIGIN.with(FrontendFlags::DSR)) {
                 runs.push((frontend.outside, BackendFlags::LOCAL_SET));
             }
             for (run, flag) in runs {

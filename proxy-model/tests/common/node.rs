@@ -261,7 +261,12 @@ pub(crate) fn end(text: &str) -> Endpoint {
 
 /// The verdict that gives a packet to or from `other` another end.
 pub(crate) fn rewritten(new: &str, other: &str) -> Verdict {
-    Verdict::Rewrite(Translation { end: end(new), other_port: end(other).port, masquerade: false })
+    Verdict::Rewrite(Translation {
+        end: end(new),
+        other_port: end(other).port,
+        masquerade: false,
+        dsr: false,
+    })
 }
 
 /// Address and port as text.

@@ -47,6 +47,9 @@ impl Memory {
         if has(FrontendFlags::MAGLEV) {
             notes.push("maglev".to_owned());
         }
+        if has(FrontendFlags::DSR) {
+            notes.push("dsr".to_owned());
+        }
         if has(FrontendFlags::RESTRICTED) {
             notes.push(format!("from {}", self.render_ranges(row)));
         }
@@ -56,6 +59,10 @@ impl Memory {
         if has(FrontendFlags::BY_ORIGIN) {
             line += "; outside -> ";
             line += &self.render_run(row.outside, has(FrontendFlags::DROP_OUTSIDE_WHEN_EMPTY));
+        }
+        if has(FrontendFlags::DSR) {
+            line += "; from other nodes -> ";
+            line += &self.render_run(row.outside, false);
         }
         line.push('\n');
         ((end, protocol.to_owned()), line)

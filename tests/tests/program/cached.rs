@@ -44,7 +44,8 @@ fn plant(case: &Case, version: u64, backend: SocketAddr) -> Result<()> {
     let epochs = ArrayTable::<FlowEpochs>::open(case.kernel.pins())?;
     let epoch = epochs.get(TupleHash::of(&key).epoch())?.context("no such epoch")?;
     let ground = Ground::new(&head, epoch, Ticks(0), Ticks(u32::MAX));
-    let translation = Translation { end: end(case.stranger), other_port: key.source_port, masquerade: false };
+    let translation =
+        Translation { end: end(case.stranger), other_port: key.source_port, masquerade: false, dsr: false };
     let place = TupleHash::of(&key).place();
     let mut table = table(case)?;
     let mut pages = Vec::new();

@@ -16,9 +16,9 @@ use sluice_tests::{harness, kernel::Kernel};
 /// Most instructions that the verifier may walk, by program: about twice what it did when this was written, and
 /// far below the kernel's limit of a million. More says that a loop or a branch has exploded.
 const WALKED: [(Program, u32); 5] = [
-    (Program::Ingress, 480_000),
+    (Program::Ingress, 640_000),
     (Program::Egress, 380_000),
-    (Program::IngressL3, 480_000),
+    (Program::IngressL3, 640_000),
     (Program::EgressL3, 380_000),
     (Program::Clock, 10),
 ];

@@ -10,7 +10,7 @@ use proxy_common::{
     backend::{BackendFlags, BackendId, Generation},
     counters::ServiceCounters,
     filter::AddressRoles,
-    flow::{FlowEntry, FlowHead, FlowState},
+    flow::{FlowEntry, FlowFlags, FlowHead, FlowState},
     frontend::ServiceId,
     time::Ticks,
     tuple::Protocol,
@@ -334,5 +334,23 @@ fn routes_decide_and_are_followed() {
         })?;
         ensure!(bed.kernel.traffic(SERVICE)? != ServiceCounters::default(), "requests were counted");
         Ok(())
+    });
+}
+
+/// The egress hook encapsulates it, even if what an earlier flow of the same tuple has left there would masquerade it.
+#[test]
+fn what_is_to_be_encapsulated_is_left_to_the_stack() {
+    for_each(|bed| {
+        let [(sent, ..), _] = bed.both_ways();
+        let [there, _, _, back_out] = bed.keys();
+        // A client that may be a backend itself is asked about at the egress hook, note or no note.
+        bed.kernel.set_backend(BackendId(2), SERVICE, bed.client, SERVING, Generation(1))?;
+        for key in [there, back_out] {
+            if let Some(mut entry) = bed.kernel.flow(&key)? {
+                entry.head.flags = FlowFlags::DSR;
+                bed.kernel.set_flow(&key, &entry)?;
+            }
+        }
+        expect_left(bed, "a packet for another node", &sent.bytes())
     });
 }

@@ -125,6 +125,8 @@ pub struct ChosenSet {
     pub why: &'static str,
     /// Whether the hash of the client's address and port says which of them, once session affinity has said nothing.
     pub by_hash: bool,
+    /// Whether those on other nodes answer clients outside themselves.
+    pub dsr: bool,
     /// How many there are.
     pub backends: usize,
 }

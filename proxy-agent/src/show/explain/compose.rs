@@ -139,7 +139,8 @@ fn chosen_set(view: &View, matched: &Matched) -> ChosenSet {
         () if flags.contains(FrontendFlags::LOCAL_SET) => ("local", "internalTrafficPolicy is Local"),
         () => ("cluster", "no policy keeps the client on this node"),
     };
-    ChosenSet { name, why, by_hash: matched.is_by_hash(), backends: matched.backends(view).len() }
+    let backends = matched.backends(view).len();
+    ChosenSet { name, why, by_hash: matched.is_by_hash(), dsr: flags.contains(FrontendFlags::DSR), backends }
 }
 
 fn affinity(view: &View, asker: &Asker, matched: &Matched) -> Option<AffinityMapping> {

@@ -29,7 +29,8 @@ impl Show for Explanation {
         }
         if let Some(set) = &self.set {
             let how = if set.by_hash { ", chosen by hash (Maglev)" } else { "" };
-            line("set", format!("{}, {} backends: {}{how}", set.name, set.backends, set.why), None);
+            let dsr = if set.dsr { ", clients outside are answered by backends' nodes (DSR)" } else { "" };
+            line("set", format!("{}, {} backends: {}{how}{dsr}", set.name, set.backends, set.why), None);
         }
         if let Some(text) = self.affinity_text() {
             line("affinity", text, None);

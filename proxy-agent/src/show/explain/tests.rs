@@ -269,6 +269,18 @@ verdict   is dropped without a word: the client is in none of loadBalancerSource
     assert!(unknown.ends_with(&expected), "{unknown}");
 }
 
+/// To a backend on another node, a client outside is itself.
+#[test]
+fn a_client_keeps_its_address_where_backends_nodes_answer() {
+    let scene = Scene::new(FrontendFlags::DSR);
+    let explanation = scene.explain("198.51.100.7", UPLINK, NODE_PORT);
+    assert!(explanation.set.is_some_and(|set| set.dsr), "{:?}", explanation.set);
+    let possible: Vec<_> = explanation.backends.iter().filter(|row| row.possible).collect();
+    assert!(possible.len() > 1 && possible.iter().all(|row| row.masqueraded == Some(false)), "{possible:?}");
+    let masqueraded = Scene::new(FrontendFlags::default()).explain("198.51.100.7", UPLINK, NODE_PORT);
+    assert!(masqueraded.backends.iter().any(|row| row.masqueraded == Some(true)), "not without it");
+}
+
 #[test]
 fn a_maglev_table_leads_each_port_to_one_backend() {
     let mut scene = Scene::new(FrontendFlags::MAGLEV);

@@ -180,6 +180,7 @@ mod tests {
             backend_state: BackendState::Serving,
             seen_as: None,
             masqueraded: false,
+            dsr: false,
             state,
             idle_seconds: idle,
             expires_in_seconds: Some(100 - idle),

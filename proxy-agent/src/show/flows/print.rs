@@ -61,6 +61,7 @@ pub(super) fn line(row: &FlowRow) -> Line<9> {
     match row.seen_as {
         None => notes.push("source to be rewritten".to_owned()),
         Some(seen_as) if seen_as != row.client => notes.push(format!("seen as {seen_as}")),
+        Some(_) if row.dsr => notes.push("answered by its node (DSR)".to_owned()),
         Some(_) => {}
     }
     [
@@ -115,6 +116,7 @@ mod tests {
             backend_state: BackendState::Serving,
             seen_as: Some(client.parse().unwrap()),
             masqueraded: false,
+            dsr: false,
             state: "established",
             idle_seconds: 3,
             expires_in_seconds: Some(86_397),

@@ -74,6 +74,7 @@ impl FrontendRow {
         for flag in &self.flags {
             match *flag {
                 "maglev" => notes.push("chosen by hash (Maglev)".to_owned()),
+                "dsr" => notes.push("answered by backends' nodes (DSR)".to_owned()),
                 "local-set" => notes.push("this node's backends only".to_owned()),
                 "masquerade" => notes.push("sources rewritten".to_owned()),
                 "restricted" if source_ranges.is_empty() => notes.push("admits nobody".to_owned()),

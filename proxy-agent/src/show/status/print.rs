@@ -26,6 +26,9 @@ impl Show for Status {
         if self.maglev_frontends > 0 {
             text += &format!("maglev   {} frontends choose backends by hash\n", self.maglev_frontends);
         }
+        if self.dsr_frontends > 0 {
+            text += &format!("dsr      {} frontends are answered by backends' nodes\n", self.dsr_frontends);
+        }
         if self.passages.values().any(|&count| count > 0) {
             text += &format!("xdp      {}\n", list(&self.passages));
         }
@@ -178,6 +181,13 @@ pub(in crate::show) const fn explanation(reason: DropReason) -> &'static str {
         DropReason::NewFlowLimit => {
             "more flows begin than --new-flow-limit lets: a flood, or a limit too low"
         }
+        DropReason::TooBig => {
+            "the packet does not fit into the encapsulation that DSR takes; the client is told what would"
+        }
+        DropReason::NotServedHere => {
+            "another node sent it here by DSR, for a service or backend that this node does not serve so"
+        }
+        DropReason::BadEncapsulation => "sent here as if by DSR, and no packet that a node sends so",
         DropReason::OrphanFragment => "a fragment came before the first of its datagram",
     }
 }
@@ -217,6 +227,7 @@ mod tests {
             flows: BTreeMap::from([("established", 2), ("time-wait", 0)]),
             rewritten_sources: 1,
             maglev_frontends: 3,
+            dsr_frontends: 2,
             source_ports: 34_305,
             new_flow_limit: 100_000,
             passages: BTreeMap::from([("forwarded", 9), ("form", 0), ("route", 1)]),
@@ -228,6 +239,7 @@ flows    established 2
 limit    100000 flows may begin in a second on each CPU
 sources  rewritten for 1 flows; 34305 ports are there for it
 maglev   3 frontends choose backends by hash
+dsr      2 frontends are answered by backends' nodes
 xdp      forwarded 9, route 1
 sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached

@@ -14,7 +14,7 @@ fn everybody_who_is_left_out_is_told_why() {
         "10.0.0.5 dead",
     ])];
     let port = external(TrafficPolicy::Cluster, TrafficPolicy::Local);
-    let told = explain(&port, &port.frontends(true), slices.iter(), &node());
+    let told = explain(&port, &port.frontends(true), slices.iter(), &node(), &Options::default());
     let verdicts: Vec<_> = told.iter().map(|told| (told.cluster_set, told.local_set)).collect();
     let expected = [
         (Ok(()), Ok(())),
@@ -25,7 +25,7 @@ fn everybody_who_is_left_out_is_told_why() {
     ];
     assert_eq!(verdicts, expected);
     let port = internal(TrafficPolicy::Cluster);
-    let told = explain(&port, &port.frontends(true), slices.iter(), &node());
+    let told = explain(&port, &port.frontends(true), slices.iter(), &node(), &Options::default());
     assert!(told.iter().all(|told| told.local_set == Err(Exclusion::NobodyAsks)));
 }
 
