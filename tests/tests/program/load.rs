@@ -13,8 +13,8 @@ use proxy_common::tables::{
 };
 use sluice_tests::{harness, kernel::Kernel};
 
-/// Most instructions that the verifier may walk, by program: about twice what it did when this was written, and
-/// far below the kernel's limit of a million. More says that a loop or a branch has exploded.
+/// Most instructions that the verifier may walk, by program: some more than it did when this was written, and well below the
+/// kernel's limit of a million. More says that a loop or a branch has exploded.
 const WALKED: [(Program, u32); 5] = [
     (Program::Ingress, 640_000),
     (Program::Egress, 380_000),
