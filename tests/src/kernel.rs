@@ -422,14 +422,7 @@ impl Kernel {
     /// If a table cannot be written.
     pub fn set_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<()> {
         HashTable::<Flows>::open(&self.pins)?.put(key, entry)?;
-        self.outdate(TupleHash::of(key).epoch())
-    }
-
-    /// Begins another epoch for some tuples, so that the flow table is asked about them.
-    fn outdate(&mut self, index: u32) -> Result<()> {
-        let mut epochs = ArrayTable::<FlowEpochs>::open(&self.pins)?;
-        let epoch = epochs.get(index)?.context("no such epoch")?;
-        Ok(epochs.put(index, &epoch.wrapping_add(1))?)
+        outdate(&mut ArrayTable::open(&self.pins)?, TupleHash::of(key).epoch())
     }
 
     /// All flow entries.
@@ -447,11 +440,7 @@ impl Kernel {
     ///
     /// If the table cannot be read or written.
     pub fn clear_flows(&mut self) -> Result<()> {
-        let mut table = HashTable::<Flows>::open(&self.pins)?;
-        for (key, _) in self.flows()? {
-            table.delete(&key)?;
-        }
-        (0..EPOCHS).try_for_each(|index| self.outdate(index))
+        forget_flows(&self.pins)
     }
 
     /// The counters of a service, summed over the CPUs.
@@ -480,4 +469,23 @@ impl Kernel {
         }
         Ok(drops)
     }
+}
+
+/// Removes all flow entries, and what any CPU remembers of them.
+///
+/// # Errors
+///
+/// If a table cannot be read or written.
+pub fn forget_flows(pins: &Pins) -> Result<()> {
+    let mut table = HashTable::<Flows>::open(pins)?;
+    let keys = table.entries().map(|entry| entry.map(|(key, _)| key)).collect::<Result<Vec<_>, _>>()?;
+    keys.iter().try_for_each(|key| table.delete(key).map(drop))?;
+    let mut epochs = ArrayTable::open(pins)?;
+    (0..EPOCHS).try_for_each(|index| outdate(&mut epochs, index))
+}
+
+/// Begins another epoch for some tuples, so that the flow table is asked about them.
+fn outdate(epochs: &mut ArrayTable<FlowEpochs>, index: u32) -> Result<()> {
+    let epoch = epochs.get(index)?.context("no such epoch")?;
+    Ok(epochs.put(index, &epoch.wrapping_add(1))?)
 }

@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, net::SocketAddr, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use proxy_agent::datapath::{HashTable, Pins};
-use proxy_common::tables::Flows;
+use proxy_agent::datapath::Pins;
 use sluice_tests::{
     agent::Agent,
     harness::{Setup, skipped, with_agents},
+    kernel::forget_flows,
     service::{Service, TARGET_PORT},
     topology::{Cluster, Family},
     traffic::{Connection, Protocol, Server, Source},
@@ -32,14 +32,9 @@ fn led_by_hash(backends: &[Backend]) -> Service {
     backends.iter().fold(service, |service, backend| service.with(&backend.pod))
 }
 
-/// Forgets all flows of a node.
+/// Has a node forget all flows.
 fn forget(agent: &Agent) -> Result<()> {
-    agent.namespace().run(|| {
-        let mut table = HashTable::<Flows>::open(&Pins::new(agent.bpffs()))?;
-        let keys = table.entries().map(|entry| entry.map(|(key, _)| key)).collect::<Result<Vec<_>, _>>()?;
-        keys.iter().try_for_each(|key| table.delete(key).map(drop))?;
-        Ok(())
-    })
+    agent.namespace().run(|| forget_flows(&Pins::new(agent.bpffs())))
 }
 
 fn wait_until_taking_up(agent: &Agent) -> Result<()> {

@@ -159,7 +159,7 @@ fn programs() -> Check {
             let found = format!(
                 "all {count} load; of the verifier's {VERIFIER_LIMIT} instructions, {program} takes {walked} ({share} %)"
             );
-            if walked > VERIFIER_LIMIT / 2 {
+            if walked > VERIFIER_LIMIT / 4 * 3 {
                 Check::warning(NAME, found, "none; a later kernel may refuse it")
             } else {
                 Check::ok(NAME, found)

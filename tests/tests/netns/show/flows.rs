@@ -53,7 +53,7 @@ fn each_connection_is_one_flow_that_names_all_its_ends() {
             let expected = serde_json::json!({
                 "service": name("inside"), "protocol": "TCP", "client": own, "frontend": to, "backend": backend,
                 "backend_id": flow["backend_id"], "backend_state": "serving", "seen_as": own, "masqueraded": false,
-                "state": "established", "idle_seconds": flow["idle_seconds"],
+                "dsr": false, "state": "established", "idle_seconds": flow["idle_seconds"],
                 "expires_in_seconds": flow["expires_in_seconds"],
             });
             ensure!(flow == expected, "{flow:#}");
