@@ -316,6 +316,7 @@ impl Bed {
     fn time_change(&mut self, service: &Service, is_reached: bool) -> Result<f64> {
         let to = frontend(service.vip);
         let namespace = self.packet_client.machine.namespace.clone();
+        namespace.run(|| probe::wait_until_no_more(to, is_reached, PATIENCE))?;
         thread::scope(|scope| {
             let asking = scope.spawn(move || namespace.run(|| probe::wait_until(to, is_reached, PATIENCE)));
             let begin = Instant::now();

@@ -46,6 +46,24 @@ pub(crate) fn wait_until(to: SocketAddr, is_reached: bool, patience: Duration) -
     }
 }
 
+/// Waits until nobody has had this answer for a while: rules that change answer one way and the other for a moment.
+///
+/// # Errors
+///
+/// If somebody goes on having it.
+pub(crate) fn wait_until_no_more(to: SocketAddr, is_reached: bool, patience: Duration) -> Result<()> {
+    /// Questions in a row.
+    const ENOUGH: u32 = 50;
+    let begin = Instant::now();
+    let mut without = 0;
+    while without < ENOUGH {
+        without = if connects(to)? == Some(is_reached) { 0 } else { without + 1 };
+        ensure!(begin.elapsed() < patience, "{to}: connections that succeed: {is_reached}, for {patience:?}");
+        thread::sleep(PAUSE);
+    }
+    Ok(())
+}
+
 /// Whether a connection succeeds or is refused; `None` if neither.
 fn connects(to: SocketAddr) -> Result<Option<bool>> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
