@@ -155,6 +155,15 @@ pub struct Answer {
     pub ground: Ground,
 }
 
+impl Answer {
+    /// To packets that get this end and this port at their other one.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(end: Endpoint, other_port: Be16, ground: Ground) -> Self {
+        Self { translation: Translation::with(end, other_port, ground.flags), ground }
+    }
+}
+
 /// An answer with its question. 96 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -187,12 +196,7 @@ impl CachedFlow {
     #[inline(always)]
     pub const fn answer(&self) -> Answer {
         let end = Endpoint { address: self.address, port: self.port };
-        let masquerade = self.ground.flags.contains(FlowFlags::MASQUERADE);
-        let dsr = self.ground.flags.contains(FlowFlags::DSR);
-        Answer {
-            translation: Translation { end, other_port: self.other_port, masquerade, dsr },
-            ground: self.ground,
-        }
+        Answer::new(end, self.other_port, self.ground)
     }
 
     /// An entry that says this.

@@ -80,6 +80,16 @@ pub enum Verdict {
     Reset(DropReason),
 }
 
+impl From<Result<Translation, DropReason>> for Verdict {
+    #[inline(always)]
+    fn from(result: Result<Translation, DropReason>) -> Self {
+        match result {
+            Ok(translation) => Self::Rewrite(translation),
+            Err(reason) => Self::Drop(reason),
+        }
+    }
+}
+
 /// What a packet of a flow becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -103,8 +113,15 @@ impl Translation {
         } else {
             (peer.destination_end(), peer.source_port)
         };
-        let masquerade = flags.contains(FlowFlags::MASQUERADE);
-        Self { end, other_port, masquerade, dsr: flags.contains(FlowFlags::DSR) }
+        Self::with(end, other_port, flags)
+    }
+
+    /// What packets of a flow with these facts become.
+    #[must_use]
+    #[inline(always)]
+    pub const fn with(end: Endpoint, other_port: Be16, flags: FlowFlags) -> Self {
+        let (masquerade, dsr) = (flags.contains(FlowFlags::MASQUERADE), flags.contains(FlowFlags::DSR));
+        Self { end, other_port, masquerade, dsr }
     }
 }
 
@@ -160,7 +177,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
     }
     match remember::masquerade(tables, packet, mode) {
         Some(reason) => Verdict::Drop(reason),
-        None => drafted(tables, Hook::EGRESS),
+        None => drafted(tables, Hook::EGRESS).into(),
     }
 }
 
@@ -286,7 +303,7 @@ fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mod
         Some(reason) => Verdict::Drop(reason),
         None => {
             tables.tell_flow(packet.device);
-            drafted(tables, Hook::INGRESS)
+            drafted(tables, Hook::INGRESS).into()
         }
     }
 }
@@ -294,9 +311,7 @@ fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mod
 /// What the flow says that has just been written: read from its draft, as a lookup of the entry would cost as much as all the rest
 /// of the answer.
 #[inline(always)]
-fn drafted<T: Tables>(tables: &T, hook: Hook) -> Verdict {
-    match tables.draft() {
-        Some(draft) => Verdict::Rewrite(Translation::of(hook, &draft.reply, draft.entry.head.flags)),
-        None => Verdict::Drop(DropReason::BrokenTable),
-    }
+fn drafted<T: Tables>(tables: &T, hook: Hook) -> Result<Translation, DropReason> {
+    let draft = tables.draft().ok_or(DropReason::BrokenTable)?;
+    Ok(Translation::of(hook, &draft.reply, draft.entry.head.flags))
 }

@@ -3,7 +3,7 @@
 use crate::time::Ticks;
 
 /// New flows for each second and CPU, unless the administrator says otherwise: more than any node meets, and little enough that a
-/// flood leaves a CPU nine tenths of its time (docs/performance.md has what a new flow costs).
+/// flood leaves a CPU four fifths of its time (docs/performance.md has what a new flow costs).
 pub const NEW_FLOWS: u32 = 100_000;
 
 /// What a bucket is filled by.

@@ -115,9 +115,7 @@ pub(crate) fn recall(key: &FlowKey, hash: TupleHash) -> Option<Answer> {
         return None;
     }
     let end = Endpoint { address: Addr::from_v6_words(address), port };
-    let masquerade = ground.flags.contains(FlowFlags::MASQUERADE);
-    let dsr = ground.flags.contains(FlowFlags::DSR);
-    Some(Answer { translation: Translation { end, other_port, masquerade, dsr }, ground })
+    Some(Answer::new(end, other_port, ground))
 }
 
 /// Remembers an answer, unless another one has the place.

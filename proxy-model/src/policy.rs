@@ -119,16 +119,15 @@ impl OnRemoval {
 
     /// From the Service's annotation.
     pub(crate) fn parse(metadata: &ObjectMeta, report: &mut Report<'_>) -> Self {
-        let annotations = metadata.annotations.as_ref();
-        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str) {
-            None | Some("false") => Self::Keep,
-            Some("true") => Self::Reset,
-            Some(other) => {
-                let field = format!("metadata.annotations[{}]", Self::ANNOTATION);
-                report.text(field, other, "is not \"true\" or \"false\"; connections are not reset");
-                Self::Keep
-            }
-        }
+        let known = [("false", Self::Keep), ("true", Self::Reset)];
+        annotation(
+            metadata,
+            report,
+            Self::ANNOTATION,
+            known,
+            r#"is not "true" or "false"; connections are not reset"#,
+        )
+        .unwrap_or_default()
     }
 }
 
@@ -149,16 +148,14 @@ impl BackendSelection {
 
     /// From the Service's annotation; `None` if it leaves that to the node's administrator.
     pub(crate) fn parse(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<Self> {
-        let annotations = metadata.annotations.as_ref();
-        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str)? {
-            "random" => Some(Self::Random),
-            "maglev" => Some(Self::Maglev),
-            other => {
-                let field = format!("metadata.annotations[{}]", Self::ANNOTATION);
-                report.text(field, other, "is not \"random\" or \"maglev\"; --backend-selection decides");
-                None
-            }
-        }
+        let known = [("random", Self::Random), ("maglev", Self::Maglev)];
+        annotation(
+            metadata,
+            report,
+            Self::ANNOTATION,
+            known,
+            r#"is not "random" or "maglev"; --backend-selection decides"#,
+        )
     }
 }
 
@@ -178,17 +175,31 @@ impl ExternalForwarding {
 
     /// From the Service's annotation; `None` if it leaves that to the node's administrator.
     pub(crate) fn parse(metadata: &ObjectMeta, report: &mut Report<'_>) -> Option<Self> {
-        let annotations = metadata.annotations.as_ref();
-        match annotations.and_then(|all| all.get(Self::ANNOTATION)).map(String::as_str)? {
-            "snat" => Some(Self::Snat),
-            "dsr" => Some(Self::Dsr),
-            other => {
-                let field = format!("metadata.annotations[{}]", Self::ANNOTATION);
-                report.text(field, other, "is not \"snat\" or \"dsr\"; --external-forwarding decides");
-                None
-            }
-        }
+        let known = [("snat", Self::Snat), ("dsr", Self::Dsr)];
+        annotation(
+            metadata,
+            report,
+            Self::ANNOTATION,
+            known,
+            r#"is not "snat" or "dsr"; --external-forwarding decides"#,
+        )
     }
+}
+
+/// What a Service's annotation asks for; `None` if there is none, or one that is not `known`, of which the report says `otherwise`.
+fn annotation<T, const N: usize>(
+    metadata: &ObjectMeta,
+    report: &mut Report<'_>,
+    name: &str,
+    known: [(&str, T); N],
+    otherwise: &'static str,
+) -> Option<T> {
+    let text = metadata.annotations.as_ref()?.get(name)?;
+    let found = known.into_iter().find(|(word, _)| word == text);
+    if found.is_none() {
+        report.text(format!("metadata.annotations[{name}]"), text, otherwise);
+    }
+    found.map(|(_, meaning)| meaning)
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use crate::{
 };
 
 use super::{
-    Insert, Memory, Packet, Tables, Translation, follow, remember, select::Selection, tables::FlowRef as _,
+    Insert, Memory, Packet, Tables, Translation, drafted, follow, remember, select::Selection,
+    tables::FlowRef as _,
 };
 
 /// Slots that are looked through for a backend of this node: more pods than kubelet takes on a node, several times over.
@@ -89,8 +90,7 @@ pub fn admit<T: Tables>(tables: &T, arrival: &Arrival) -> Result<Be16, DropReaso
         return Err(reason);
     }
     tables.tell_flow(packet.device);
-    let written = tables.flow(&packet.key).ok_or(DropReason::FlowTableFull)?;
-    Ok(written.translation(Hook::INGRESS).other_port)
+    Ok(drafted(tables, Hook::INGRESS)?.other_port)
 }
 
 /// Follows the flow of such a packet; `None` if there is none, and it begins one.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use proxy_common::drop::DropReason;
 use sluice_tests::{
     agent::Agent,
+    deployment::Deployment,
     harness::Setup,
     service::{PORT, Service},
     topology::{Addresses, Cluster, Family, Overlay, PodNetwork, Shape},
@@ -32,6 +33,13 @@ const NODE_PORT: u16 = 30_080;
 
 fn directly(nodes: u8) -> Setup {
     Setup::new(nodes).telling(&["--external-forwarding=dsr"])
+}
+
+/// A Service with a NodePort, and its backend on the second node.
+fn serve_far(cluster: &Cluster, agents: &Deployment) -> Result<Backend> {
+    let far = Backend::on(&cluster.nodes[1], "far")?;
+    agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+    Ok(far)
 }
 
 /// Packets of services over a family that an agent's node has seen: from clients, and from backends.
@@ -84,8 +92,7 @@ fn a_backend_sees_the_client_and_answers_past_the_node_that_was_asked() {
 #[test]
 fn packets_travel_to_the_pod_in_geneve() {
     directly(2).run(|cluster, agents| {
-        let far = Backend::on(&cluster.nodes[1], "far")?;
-        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        let far = serve_far(cluster, agents)?;
         for (family, words) in [(Family::V4, 2_u8), (Family::V6, 5)] {
             let to = cluster.nodes[0].addresses.at(NODE_PORT).of(family);
             let own = cluster.client.addresses.at(7_002).of(family);
@@ -199,8 +206,7 @@ fn a_service_asks_for_it_or_declines() {
 #[test]
 fn large_transfers_are_whole() {
     directly(2).run(|cluster, agents| {
-        let far = Backend::on(&cluster.nodes[1], "far")?;
-        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        let _far = serve_far(cluster, agents)?;
         let to = cluster.nodes[0].addresses.at(NODE_PORT);
         for family in Family::ALL {
             for direction in [Direction::Upload, Direction::Download] {
@@ -217,8 +223,7 @@ fn large_transfers_are_whole() {
 #[test]
 fn a_client_learns_what_fits() {
     directly(2).alone().run(|cluster, agents| {
-        let far = Backend::on(&cluster.nodes[1], "far")?;
-        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        let _far = serve_far(cluster, agents)?;
         let to = cluster.nodes[0].addresses.at(NODE_PORT);
         let agent = &agents.agents[0];
         // Packets as they are on wires, each for itself.
@@ -237,8 +242,7 @@ fn a_client_learns_what_fits() {
 #[test]
 fn fragments_arrive() {
     directly(2).alone().run(|cluster, agents| {
-        let far = Backend::on(&cluster.nodes[1], "far")?;
-        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        let _far = serve_far(cluster, agents)?;
         let from = &cluster.client.namespace;
         for (family, room) in [(Family::V4, 48), (Family::V6, 80)] {
             let to = cluster.nodes[0].addresses.at(NODE_PORT).of(family);
@@ -285,8 +289,7 @@ fn datagrams_follow_the_backends() {
 #[test]
 fn one_client_port_reaches_one_backend_through_two_nodes() {
     directly(2).run(|cluster, agents| {
-        let far = Backend::on(&cluster.nodes[1], "far")?;
-        agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+        let _far = serve_far(cluster, agents)?;
         for family in Family::ALL {
             let own = cluster.client.addresses.at(7_000).of(family);
             let ends = [1, 0].map(|node| cluster.nodes[node].addresses.at(NODE_PORT).of(family));
@@ -361,8 +364,7 @@ fn it_takes_the_way_to_pods() {
                 let setting = format!("ipv4/conf/{device}/rp_filter");
                 cluster.nodes[1].namespace.sysctl(&[(&setting, "2")])?;
             }
-            let far = Backend::on(&cluster.nodes[1], "far")?;
-            agents.serve(&Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT))?;
+            let _far = serve_far(cluster, agents)?;
             let to = cluster.nodes[0].addresses.at(NODE_PORT);
             expect_reach(&cluster.client, to, "far", &Seen::Client).with_context(|| format!("{shape:?}"))?;
             for family in Family::ALL {

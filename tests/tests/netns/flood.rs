@@ -11,9 +11,10 @@ use proxy_common::{
     tables::{Flows, Table as _},
 };
 use sluice_tests::{
+    deployment::Deployment,
     harness::Setup,
     service::{Service, TARGET_PORT},
-    topology::{Family, Pod},
+    topology::{Family, Node, Pod},
     traffic::{Chatter, Connection, Datagram, RawSender, Source, connect_raw},
     wait::wait_at_most,
 };
@@ -23,13 +24,24 @@ use crate::{Backend, expect::expect_all_reach};
 /// Each flow has two entries.
 const FLOWS: u32 = Flows::CAPACITY / 2;
 
-/// An established connection does not notice that the flow table fills up, new flows are refused and counted, and when
-/// the flood is over the sweep makes room again.
-#[test]
-fn a_flood_of_new_flows_leaves_established_connections_alone() {
-    Setup::new(1).telling(&["--new-flow-limit=0"]).alone().run(|cluster, agents| {
-        let node = &cluster.nodes[0];
-        let agent = &agents.agents[0];
+/// Who takes part in a flood.
+struct Scene {
+    /// Whose connections are established.
+    client: Pod,
+    attacker: Pod,
+    /// What the client asks.
+    echo: Service,
+    /// What the flood is for.
+    sink: Service,
+    /// The client's connections.
+    talks: Vec<Chatter>,
+    /// Who answers the client, and who takes what fits into its buffer and says nothing, so that no answer tells the flood's flows
+    /// from lost ones.
+    servers: (Backend, UdpSocket),
+}
+
+impl Scene {
+    fn build(node: &Node, agents: &Deployment) -> Result<Self> {
         let (client, attacker, silent) =
             (node.add_pod("client")?, node.add_pod("attacker")?, node.add_pod("silent")?);
         let near = Backend::on(node, "near")?;
@@ -37,14 +49,26 @@ fn a_flood_of_new_flows_leaves_established_connections_alone() {
         let sink = Service::new("sink", 2).with(&silent);
         agents.serve(&echo)?;
         agents.serve(&sink)?;
-        // Takes what fits into its buffer and says nothing, so that no answer tells the flood's flows from lost ones.
-        let _sink = silent.machine.namespace.run(|| Ok(UdpSocket::bind(("0.0.0.0", TARGET_PORT))?))?;
+        let sink_socket = silent.machine.namespace.run(|| Ok(UdpSocket::bind(("0.0.0.0", TARGET_PORT))?))?;
         let from = &client.machine.namespace;
         let talks = Family::ALL
             .iter()
             .map(|&family| Chatter::start(Connection::open(from, echo.frontend(family), Source::AnyPort)?))
             .collect::<Result<Vec<_>>>()?;
         talks.iter().try_for_each(|talk| talk.expect_more(20))?;
+        Ok(Self { client, attacker, echo, sink, talks, servers: (near, sink_socket) })
+    }
+}
+
+/// An established connection does not notice that the flow table fills up, new flows are refused and counted, and when
+/// the flood is over the sweep makes room again.
+#[test]
+fn a_flood_of_new_flows_leaves_established_connections_alone() {
+    Setup::new(1).telling(&["--new-flow-limit=0"]).alone().run(|cluster, agents| {
+        let node = &cluster.nodes[0];
+        let agent = &agents.agents[0];
+        let Scene { client, attacker, echo, sink, talks, servers: _servers } = Scene::build(node, agents)?;
+        let from = &client.machine.namespace;
 
         let before = agent.drops(DropReason::FlowTableFull)?;
         // Twice as many as there is room for, as some end while others begin.
@@ -78,20 +102,7 @@ fn a_flood_beyond_the_limit_takes_no_room() {
     Setup::new(1).telling(&["--new-flow-limit=100"]).alone().run(|cluster, agents| {
         let node = &cluster.nodes[0];
         let agent = &agents.agents[0];
-        let (client, attacker, silent) =
-            (node.add_pod("client")?, node.add_pod("attacker")?, node.add_pod("silent")?);
-        let near = Backend::on(node, "near")?;
-        let echo = Service::new("echo", 1).with(&near.pod);
-        let sink = Service::new("sink", 2).with(&silent);
-        agents.serve(&echo)?;
-        agents.serve(&sink)?;
-        let _sink = silent.machine.namespace.run(|| Ok(UdpSocket::bind(("0.0.0.0", TARGET_PORT))?))?;
-        let from = &client.machine.namespace;
-        let talks = Family::ALL
-            .iter()
-            .map(|&family| Chatter::start(Connection::open(from, echo.frontend(family), Source::AnyPort)?))
-            .collect::<Result<Vec<_>>>()?;
-        talks.iter().try_for_each(|talk| talk.expect_more(20))?;
+        let Scene { client, attacker, echo, sink, talks, servers: _servers } = Scene::build(node, agents)?;
 
         let refused = || agent.drops(DropReason::NewFlowLimit);
         let began = Instant::now();
