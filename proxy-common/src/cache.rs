@@ -20,7 +20,7 @@ use crate::{
     tuple::{Endpoint, FlowKey},
 };
 
-/// Entries in a page: value of the table. Pages are few, so that the kernel's pointers to them stay near.
+/// Entries in a page: value of a table. Pages are few, so that the kernel's pointers to them stay near.
 pub const PAGE: usize = 128;
 
 /// Pages. With 96 bytes an entry, each CPU has 768 KiB of them.
@@ -31,7 +31,8 @@ pub const EPOCHS: u32 = 4096;
 
 /// Hash of a tuple, for this node alone. It keeps nobody from choosing tuples that meet in one place: they would cost each
 /// other the time that a lookup in the flow table takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
 pub struct TupleHash(u64);
 
 impl TupleHash {
@@ -50,12 +51,12 @@ impl TupleHash {
         Self((mixed ^ mixed >> 32 ^ fold(key.destination)).wrapping_mul(0xff51_afd7_ed55_8ccd))
     }
 
-    /// Where the cache has the tuple.
+    /// Where a cache of so many pages, a power of two, has the tuple.
     #[must_use]
     #[inline(always)]
-    pub const fn place(self) -> Place {
+    pub const fn place(self, pages: u32) -> Place {
         let top = self.0 >> 44;
-        Place { page: (top >> 7) as u32 & (PAGES - 1), at: top as usize & (PAGE - 1) }
+        Place { page: (top >> 7) as u32 & (pages - 1), at: top as usize & (PAGE - 1) }
     }
 
     /// Index of the tuple's epoch, less than [`EPOCHS`].
@@ -69,7 +70,7 @@ impl TupleHash {
 /// Where the cache has a tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// Index of the page, less than [`PAGES`].
+    /// Index of the page.
     pub page: u32,
     /// Position within it, less than [`PAGE`].
     pub at: usize,
@@ -277,7 +278,7 @@ mod tests {
         ];
         for (name, keys) in clients {
             let hashes: Vec<_> = keys.iter().map(TupleHash::of).collect();
-            let places: HashSet<_> = hashes.iter().map(|hash| hash.place()).collect();
+            let places: HashSet<_> = hashes.iter().map(|hash| hash.place(PAGES)).collect();
             let epochs: HashSet<_> = hashes.iter().map(|hash| hash.epoch()).collect();
             assert!(
                 places.len() > 5_000 && epochs.len() > 3_440,
@@ -299,7 +300,7 @@ mod tests {
             .flat_map(|protocol| {
                 [Hook::INGRESS, Hook::EGRESS].map(|hook| FlowKey { protocol, hook, ..key(1) })
             })
-            .map(|key| TupleHash::of(&key).place())
+            .map(|key| TupleHash::of(&key).place(PAGES))
             .collect();
         assert_eq!(hashes.len(), 6);
     }

@@ -41,7 +41,7 @@ pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
 pub use remember::{First, Found, reserve};
 pub use tables::{FlowRef, Insert, InsertError, Tables};
-pub use through::{Through, through};
+pub use through::{is_remembered, learn_entry, learn_exit, may_go_through, note_through};
 
 /// What parsing found out about a packet.
 #[derive(Clone, Copy, Debug, Default)]

@@ -39,6 +39,7 @@ pub mod misfit;
 pub mod pod;
 pub mod ranges;
 pub mod route;
+pub mod shortcut;
 pub mod socket;
 pub mod tables;
 pub mod time;
@@ -50,4 +51,4 @@ pub mod xdp;
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
 /// agent never adopts maps which it would misread. In every layout, `FRONTENDS` and `ADDRESSES` are hash tables without which no
 /// flow begins: an agent of another one empties them, so that these programs go on with what they have.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;

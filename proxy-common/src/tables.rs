@@ -25,7 +25,7 @@ use crate::{
     misfit::Misfit,
     pod::{CgroupId, PodEntry},
     ranges::SourceRange,
-    route::{ROUTES, Route},
+    shortcut::{self, ShortcutPage},
     socket::{SocketEntry, SocketKey},
     tuple::FlowKey,
     xdp::{Passage, XdpDevice},
@@ -366,17 +366,17 @@ impl Table for XdpDevices {
     const CAPACITY: u32 = Devices::CAPACITY;
 }
 
-/// Hash of a route's key -> the route, as the kernel gave it lately. Written and read by the datapath, before the stack.
-/// Another key with the same hash takes the place.
+/// Page -> shortcuts of this CPU, by hashes of tuples. Written and read by the datapath, before the stack. Another tuple with the
+/// same hash takes the place.
 #[derive(Debug)]
-pub enum Routes {}
+pub enum Shortcuts {}
 
-impl Table for Routes {
+impl Table for Shortcuts {
     type Key = u32;
-    type Value = Route;
-    const NAME: &'static str = "ROUTES";
+    type Value = ShortcutPage;
+    const NAME: &'static str = "SHORTCUTS";
     const KIND: TableKind = TableKind::PerCpuArray;
-    const CAPACITY: u32 = ROUTES;
+    const CAPACITY: u32 = shortcut::PAGES;
 }
 
 /// What became of packets of running flows before the stack -> how many. Written by the datapath, read by the agent.

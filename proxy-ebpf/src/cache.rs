@@ -44,7 +44,7 @@ const KEY_WORDS: usize = size_of::<FlowKey>() / WORD;
 /// This CPU's entry for tuples with a hash.
 #[inline(always)]
 fn entry(hash: TupleHash) -> Option<*mut CachedFlow> {
-    let Place { page, at } = hash.place();
+    let Place { page, at } = hash.place(PAGES);
     let page = FLOW_CACHE.get_ptr_mut(page)?;
     // SAFETY: a position within the page, which the verifier proves again.
     Some(unsafe { (&raw mut (*page).entries).cast::<CachedFlow>().add(at) })

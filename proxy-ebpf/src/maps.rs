@@ -21,7 +21,7 @@ use proxy_common::{
     addresses::AddressFlags,
     affinity::{Affinity, AffinityKey},
     backend::{Backend, BackendId},
-    cache::{Answer, TupleHash},
+    cache::{Answer, Place as CachePlace, TupleHash},
     config::NodeSettings,
     counters::{ServiceCounters, ServiceDrop},
     device::Device,
@@ -34,12 +34,12 @@ use proxy_common::{
     limit::Bucket,
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
-    route::{self, Route},
+    shortcut::Shortcut,
     socket::{SocketEntry, SocketKey},
     tables::{
         AddressFilter, Addresses, Affinities, Backends, Devices, Drops, FORMER, Flows, Fragments, Frontends,
-        Misfits, PLACES, PRESENT, Passages, Pods, Routes, ServiceDrops, ServiceNames, ServiceTraffic,
-        Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
+        Misfits, PLACES, PRESENT, Passages, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings,
+        Shortcuts, Slots, Sockets, SourceRanges, Table, XdpDevices,
     },
     time::Ticks,
     tuple::{Endpoint, FlowKey, Hook},
@@ -114,7 +114,7 @@ static DROPS: PerCpuArray<Value<Drops>> = per_cpu_array::<Drops>();
 #[map]
 static XDP_DEVICES: HashMap<Key<XdpDevices>, Value<XdpDevices>> = hash::<XdpDevices>();
 #[map]
-static ROUTES: PerCpuArray<Value<Routes>> = per_cpu_array::<Routes>();
+static SHORTCUTS: PerCpuArray<Value<Shortcuts>> = per_cpu_array::<Shortcuts>();
 #[map]
 static PASSAGES: PerCpuArray<Value<Passages>> = per_cpu_array::<Passages>();
 
@@ -185,11 +185,14 @@ pub(crate) fn xdp_device(index: u32) -> Option<XdpDevice> {
     unsafe { XDP_DEVICES.get(index) }.copied()
 }
 
-/// Where the route of a tuple is kept; there may be another one's.
+/// Where this CPU keeps the shortcut of tuples with a hash; there may be another one's.
 #[inline(always)]
-pub(crate) fn route(tuple: &FlowKey) -> Option<&'static mut Route> {
-    // SAFETY: as above.
-    ROUTES.get_ptr_mut(route::index(tuple)).map(|route| unsafe { &mut *route })
+pub(crate) fn shortcut(hash: TupleHash) -> Option<&'static mut Shortcut> {
+    let CachePlace { page, at } = hash.place(Shortcuts::CAPACITY);
+    let page = SHORTCUTS.get_ptr_mut(page)?;
+    // SAFETY: a position within the page, which the verifier proves again, of this CPU's own array; programs do not nest on a CPU
+    // at this hook.
+    Some(unsafe { &mut *(&raw mut (*page).entries).cast::<Shortcut>().add(at) })
 }
 
 /// The ports of the datagram that a fragment belongs to.

@@ -73,7 +73,12 @@ impl Parsed {
 /// Reads network and transport header; `None` for what Sluice does not touch.
 #[inline(always)]
 pub(crate) fn parse<P: Packet, I: IpHeader>(packet: &P, at: usize, hook: Hook) -> Option<Content> {
-    let network = I::read(packet, at)?;
+    transport(packet, I::read(packet, at)?, at, hook)
+}
+
+/// Reads the transport header behind a network header, which begins at `at`.
+#[inline(always)]
+pub(crate) fn transport<P: Packet>(packet: &P, network: Network, at: usize, hook: Hook) -> Option<Content> {
     let (ports, flags) = match network.protocol {
         // Its checksum covers all of a datagram, of which a fragment does not show the length. SCTP divides messages itself.
         Protocol::SCTP if network.part != Part::Whole => return None,

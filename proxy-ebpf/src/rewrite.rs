@@ -8,8 +8,9 @@
 use proxy_common::{
     checksum::ChecksumDiff,
     endian::Be16,
-    lb::{Tables, Through, Translation},
-    tuple::{FlowKey, Hook, Protocol},
+    lb::Translation,
+    shortcut::Shortcut,
+    tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
 use crate::{
@@ -34,16 +35,25 @@ pub(crate) fn rewrite<P: Packet, I: IpHeader>(packet: &P, parsed: &Parsed, new: 
     finish::<P, I>(packet, parsed, diff)
 }
 
-/// The same at both hooks at once, of a whole packet of TCP or UDP.
+/// What both hooks make of a whole packet of TCP or UDP.
 #[inline(always)]
-pub(crate) fn rewrite_through<P: Packet, I: IpHeader, T: Tables>(
+pub(crate) fn rewrite_through<P: Packet, I: IpHeader>(
     packet: &P,
     parsed: &Parsed,
-    through: &Through<'_, T>,
+    shortcut: &Shortcut,
 ) -> Option<()> {
-    let entering = readdress::<P, I>(packet, parsed, &parsed.packet.key, &through.entering())?;
-    let leaving = readdress::<P, I>(packet, parsed, &through.routed, &through.leaving())?;
-    finish::<P, I>(packet, parsed, entering.plus(leaving))
+    let key = &parsed.packet.key;
+    let change = |old: Endpoint, new: Endpoint| {
+        ChecksumDiff::between((old.address, old.port), (new.address, new.port))
+    };
+    let (source, destination) = (shortcut.source_end(), shortcut.destination_end());
+    let diff = change(key.destination_end(), destination);
+    I::set_destination(packet, parsed.network, destination.address, diff.pseudo)?;
+    packet.store(parsed.transport + DESTINATION_PORT, destination.port)?;
+    let other = change(key.source_end(), source);
+    I::set_source(packet, parsed.network, source.address, other.pseudo)?;
+    packet.store(parsed.transport, source.port)?;
+    finish::<P, I>(packet, parsed, diff.plus(other))
 }
 
 /// Writes address and ports into a packet with this key. Returns how that changes the sum that the transport's checksum

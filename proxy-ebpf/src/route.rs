@@ -1,4 +1,4 @@
-//! Where a packet leaves: the kernel's routing, behind a cache, because asking costs more than all the rest.
+//! Where a packet leaves: the kernel's routing.
 #![expect(unsafe_code, reason = "the helper takes a pointer to what is asked, which lies in a map")]
 
 use aya_ebpf::{
@@ -7,15 +7,11 @@ use aya_ebpf::{
 };
 use proxy_common::{
     endian::Be16,
-    lb::Tables as _,
-    route::{LinkAddress, Route, Way},
+    route::{LinkAddress, Way},
     tuple::{FlowKey, Protocol},
 };
 
-use crate::{
-    maps::{self, Maps},
-    wire::{IpHeader, Ipv4, Ipv6},
-};
+use crate::wire::{IpHeader, Ipv4, Ipv6};
 
 /// What the kernel is asked, and where it writes its answer (`struct bpf_fib_lookup`).
 #[repr(C)]
@@ -40,7 +36,18 @@ struct Question {
 #[map]
 static QUESTIONS: PerCpuArray<Question> = PerCpuArray::with_max_entries(1, 0);
 
+/// Memory for the tuple that is asked about; likewise.
+#[map]
+static TUPLES: PerCpuArray<FlowKey> = PerCpuArray::with_max_entries(1, 0);
+
 const _: () = assert!(size_of::<Question>() == size_of::<Layout>());
+
+/// Memory for the tuple of a packet as it is routed. One at a time.
+#[inline(always)]
+pub(crate) fn tuple() -> Option<&'static mut FlowKey> {
+    // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+    TUPLES.get_ptr_mut(0).map(|tuple| unsafe { &mut *tuple })
+}
 
 impl Question {
     #[inline(always)]
@@ -51,34 +58,17 @@ impl Question {
     }
 }
 
-/// Where packets with this tuple leave that came by `device`; `None` if the stack is to see this one.
+/// Where packets with this tuple leave that came by `device`: what the kernel says of a packet that it would forward, by all rules.
+/// Anything but a device and a neighbour that answers is no way.
 #[inline(always)]
-pub(crate) fn way(ctx: &XdpContext, tuple: &FlowKey, device: u32, class: u32) -> Option<Way> {
-    let settings = Maps.settings()?;
-    let now = maps::now();
-    let route = maps::route(tuple)?;
-    if !route.is_fresh(now, settings) || !route.is_for(tuple, device, class) {
-        route.renew(tuple, device, class, now);
-        ask(ctx, route);
-        if route.is_for_stack() {
-            return None;
-        }
-    }
-    Some(route.way)
-}
-
-/// Asks the kernel, as for a packet that it would forward: what comes by this device, by all rules. Anything but a device
-/// and a neighbour that answers is no way. Out of line, on a stack of its own.
-#[inline(never)]
 #[expect(clippy::cast_possible_wrap, clippy::cast_possible_truncation, reason = "64 bytes")]
-fn ask(ctx: &XdpContext, route: &mut Route) {
+pub(crate) fn ask(ctx: &XdpContext, tuple: &FlowKey, device: u32, class: u32, way: &mut Way) {
     const SUCCESS: i64 = 0;
     let Some(question) = QUESTIONS.get_ptr_mut(0) else {
         return;
     };
     // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
     let question = unsafe { &mut *question };
-    let tuple = &route.tuple;
     if tuple.source.is_v4() {
         question.address::<Ipv4>(tuple);
     } else {
@@ -88,13 +78,13 @@ fn ask(ctx: &XdpContext, route: &mut Route) {
     question.source_port = tuple.source_port;
     question.destination_port = tuple.destination_port;
     question.mtu = 0;
-    question.device = route.device;
-    question.class = route.class;
+    question.device = device;
+    question.class = class;
     let size = size_of::<Question>() as i32;
     // SAFETY: a helper call on this context; `Question` has the size and the fields of what it reads and writes.
     let answer = unsafe { bpf_fib_lookup(ctx.as_ptr(), (&raw mut *question).cast(), size, 0) };
-    route.way.device = if answer == SUCCESS { question.device } else { 0 };
-    route.way.mtu = question.mtu;
-    route.way.own = question.own;
-    route.way.next = question.next;
+    way.device = if answer == SUCCESS { question.device } else { 0 };
+    way.mtu = question.mtu;
+    way.own = question.own;
+    way.next = question.next;
 }

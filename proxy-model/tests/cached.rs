@@ -5,9 +5,11 @@ use std::collections::HashSet;
 use k8s_openapi::api::core::v1::Service;
 use proptest::prelude::*;
 use proxy_common::{
+    cache::TupleHash,
     config::NodeSettings,
     flow::{FlowState, TcpFlags},
     lb::{self, Packet, Translation, Verdict},
+    shortcut::{Shortcut, ShortcutFlags},
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 use proxy_model::Options;
@@ -137,7 +139,7 @@ enum Step {
         flags: TcpFlags,
         cpu: u32,
     },
-    /// A client's first packet, the answer, and two more of the client's.
+    /// A client's first packet, the answer, and three more of the client's.
     Connect {
         which: usize,
         cpu: u32,
@@ -170,6 +172,10 @@ fn step() -> impl Strategy<Value = Step> {
 /// A node whose CPUs remember, one whose CPUs do not, and the packets that have been seen.
 struct Pair {
     nodes: [Node; 2],
+    /// Of each CPU of the first one, past its stack; few, so that tuples meet there.
+    shortcuts: [[Shortcut; 8]; 2],
+    /// How many packets took one.
+    gone_through: usize,
     packets: Vec<At>,
     known: HashSet<At>,
 }
@@ -184,13 +190,25 @@ impl Pair {
             At::ingress("203.0.113.9:40000", "192.0.2.1:30080", UDP, UPLINK),
         ];
         let known = packets.iter().copied().collect();
-        Self { nodes: [node(true), node(false)], packets, known }
+        Self {
+            nodes: [node(true), node(false)],
+            shortcuts: Default::default(),
+            gone_through: 0,
+            packets,
+            known,
+        }
     }
 
     /// Lets both nodes decide. Returns where the packet, or an answer to it, is seen next.
     fn send(&mut self, packet: At, flags: TcpFlags, cpu: u32) -> Option<At> {
+        let shortcut = self.take_shortcut(packet, flags, cpu);
         let [remembers, looks_up] = &self.nodes;
-        remembers.cpu.set(cpu);
+        if let Some(answer) = shortcut {
+            let routed = packet.next(packet.decide(looks_up, flags)).unwrap();
+            assert_eq!(routed.next(routed.decide(looks_up, flags)), Some(answer), "{packet:?} {flags:?}");
+            self.gone_through += 1;
+            return Some(answer);
+        }
         let verdict = packet.decide(looks_up, flags);
         assert_eq!(packet.decide(remembers, flags), verdict, "{packet:?} {flags:?}");
         let next = packet.next(verdict)?;
@@ -200,6 +218,35 @@ impl Pair {
         Some(next)
     }
 
+    /// Lets the first node decide before the stack. Returns the answer to a packet that goes past it.
+    fn take_shortcut(&mut self, At { key, device, .. }: At, flags: TcpFlags, cpu: u32) -> Option<At> {
+        let [node, _] = &self.nodes;
+        node.cpu.set(cpu);
+        if key.hook != Hook::INGRESS || device != UPLINK || !lb::may_go_through(node, key.destination) {
+            return None;
+        }
+        let flags = if key.protocol == UDP { TcpFlags::default() } else { flags };
+        let packet = Packet { key, flags, length: 100, device };
+        let hash = TupleHash::of(&key);
+        let shortcut = &mut self.shortcuts[cpu as usize][hash.place(1).at % 8];
+        if !lb::is_remembered(node, &packet, 0, hash, shortcut) {
+            let mut routed = FlowKey::default();
+            shortcut.renew(&key, device, 0);
+            if !lb::learn_entry(node, &packet, shortcut, &mut routed)
+                || !lb::learn_exit(node, &packet, shortcut, &routed)
+            {
+                return None;
+            }
+        }
+        if !shortcut.flags.contains(ShortcutFlags::THROUGH) {
+            return None;
+        }
+        lb::note_through(node, shortcut, packet.length);
+        let (source, destination) = (shortcut.source_end(), shortcut.destination_end());
+        let key = FlowKey::new(destination, source, key.protocol, Hook::INGRESS);
+        Some(At { key, device: UPLINK, masquerade: false })
+    }
+
     fn connect(&mut self, there: At, cpu: u32) {
         let mut hop = Some((there, SYN));
         // The request enters and leaves, its answer enters and leaves.
@@ -207,7 +254,8 @@ impl Pair {
             hop = hop.and_then(|(packet, now)| Some((self.send(packet, now, cpu)?, flags)));
         }
         for _ in 0..3 {
-            self.send(there, ACK, cpu);
+            let next = self.send(there, ACK, cpu);
+            next.and_then(|packet| self.send(packet, ACK, cpu));
         }
     }
 }
@@ -329,4 +377,24 @@ fn what_follows_a_connection_that_moved_goes_where_it_went() {
     let moved = packet.decide(&node, SYN);
     node.cpu.set(0);
     assert_eq!(packet.decide(&node, ACK), moved);
+}
+
+/// The property above holds for shortcuts only if some are taken.
+#[test]
+fn what_comes_from_outside_goes_past_the_stack_in_both_directions() {
+    let mut pair = Pair::new();
+    // On another node.
+    pair.nodes.iter_mut().for_each(|node| serve(node, BACKENDS[1]));
+    for which in [3, 4] {
+        let there = pair.packets[which];
+        pair.connect(there, 0);
+        let before = pair.gone_through;
+        let back = pair.send(there, ACK, 0).unwrap();
+        let again = pair.send(back, ACK, 0).unwrap();
+        assert_eq!((again.key, pair.gone_through), (there.key, before + 2));
+        let lookups = pair.nodes[0].lookups.get();
+        pair.send(there, ACK, 0);
+        pair.send(back, ACK, 0);
+        assert_eq!((pair.nodes[0].lookups.get(), pair.gone_through), (lookups, before + 4), "remembered");
+    }
 }

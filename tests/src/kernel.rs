@@ -422,6 +422,25 @@ impl Kernel {
     /// If a table cannot be written.
     pub fn set_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<()> {
         HashTable::<Flows>::open(&self.pins)?.put(key, entry)?;
+        self.outdate(key)
+    }
+
+    /// Removes a flow entry behind the programs' back: what they remember of it holds.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be written.
+    pub fn lose_flow(&mut self, key: &FlowKey) -> Result<()> {
+        HashTable::<Flows>::open(&self.pins)?.delete(key)?;
+        Ok(())
+    }
+
+    /// Makes what the programs remember of a tuple void.
+    ///
+    /// # Errors
+    ///
+    /// If a table cannot be written.
+    pub fn outdate(&mut self, key: &FlowKey) -> Result<()> {
         outdate(&mut ArrayTable::open(&self.pins)?, TupleHash::of(key).epoch())
     }
 

@@ -2,8 +2,8 @@
 
 use proxy_common::tables::{
     AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, FlowCache,
-    FlowEpochs, Flows, Fragments, Frontends, LostEvents, Misfits, Passages, Pods, Routes, ServiceDrops,
-    ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
+    FlowEpochs, Flows, Fragments, Frontends, LostEvents, Misfits, Passages, Pods, ServiceDrops, ServiceNames,
+    ServiceTraffic, Settings, Shortcuts, Slots, Sockets, SourceRanges, Table, XdpDevices,
 };
 
 /// Something to be done with every table.
@@ -42,6 +42,6 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<Events>()?;
     visitor.visit::<LostEvents>()?;
     visitor.visit::<XdpDevices>()?;
-    visitor.visit::<Routes>()?;
+    visitor.visit::<Shortcuts>()?;
     visitor.visit::<Passages>()
 }

@@ -14,16 +14,24 @@ use super::{Packet, Tables, runs, stays, tables::FlowRef as _};
 pub(super) fn recall<T: Tables>(tables: &T, key: &FlowKey, packet_flags: TcpFlags) -> Option<Answer> {
     let hash = TupleHash::of(key);
     let answer = tables.recall(key, hash)?;
-    let Ground { service, backend, generation, state, direction, flags, .. } = answer.ground;
+    holds(tables, &answer.ground, hash, key.hook, packet_flags).then_some(answer)
+}
+
+/// Whether an answer to packets of a tuple with this hash, at this hook and with these flags, still holds.
+#[inline(always)]
+pub(super) fn holds<T: Tables>(
+    tables: &T,
+    ground: &Ground,
+    hash: TupleHash,
+    hook: Hook,
+    packet_flags: TcpFlags,
+) -> bool {
+    let Ground { service, backend, generation, state, direction, flags, .. } = *ground;
     let head = FlowHead { service, backend, generation, state, direction, flags, ..FlowHead::default() };
-    if !answer.ground.is_fresh(tables.now())
-        || answer.ground.epoch != tables.epoch(hash)
-        || !state.is_steady(direction, packet_flags)
-        || key.hook == Hook::INGRESS && !stays(tables, packet_flags, &head)
-    {
-        return None;
-    }
-    Some(answer)
+    ground.is_fresh(tables.now())
+        && ground.epoch == tables.epoch(hash)
+        && state.is_steady(direction, packet_flags)
+        && (hook != Hook::INGRESS || stays(tables, packet_flags, &head))
 }
 
 /// Remembers what becomes of packets like this one, if their flow is busy. It runs, and `head` is how it stood before this one.

@@ -10,10 +10,12 @@ use aya_ebpf::{
 };
 use network_types::eth::{EthHdr, EtherType};
 use proxy_common::{
+    cache::TupleHash,
     checksum,
     drop::DropReason,
-    lb::{self, Through},
+    lb,
     route::{LinkAddress, Way},
+    shortcut::{Shortcut, ShortcutFlags},
     tuple::{FlowKey, Hook},
     xdp::Passage,
 };
@@ -46,43 +48,78 @@ const _: () = assert!(size_of::<Ethernet>() == EthHdr::LEN);
 /// Runs the hook on a packet and returns the XDP action.
 #[inline(always)]
 pub(crate) fn run(ctx: &XdpContext) -> u32 {
-    forward(ctx).unwrap_or(XDP_PASS)
+    let Some(ethernet) = ctx.load::<Ethernet>(0) else {
+        return XDP_PASS;
+    };
+    match ethernet.kind {
+        IPV4 => of_family::<Ipv4>(ctx, &ethernet),
+        IPV6 => of_family::<Ipv6>(ctx, &ethernet),
+        _ => XDP_PASS,
+    }
 }
 
-/// Sends the packet on if it can be; `None` if the stack is to see it, as it came. The decision stands here once, between
-/// what differs by family.
+/// The same for a packet of a family. Out of line: one family's variables and the other's would be too much for one stack.
+#[inline(never)]
+fn of_family<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet) -> u32 {
+    forward::<I>(ctx, ethernet).unwrap_or(XDP_PASS)
+}
+
+/// Sends the packet on if it can be; `None` if the stack is to see it, as it came.
 #[inline(always)]
-fn forward(ctx: &XdpContext) -> Option<u32> {
-    let ethernet: Ethernet = ctx.load(0)?;
-    let family = ethernet.kind;
-    let plain = match family {
-        IPV4 => Plain::read::<Ipv4>(ctx),
-        IPV6 => Plain::read::<Ipv6>(ctx),
-        _ => None,
-    }?;
-    let through = lb::through(&Maps, &plain.parsed.packet)?;
-    let way = match plain.is_finished {
-        true => way(ctx, &plain, &through.routed, &ethernet),
-        false => Err(Passage::Form),
-    };
-    let way = match way {
-        Ok(way) => way,
-        Err(passage) => {
-            maps::count_passage(passage);
-            return None;
-        }
-    };
-    through.note(&Maps, plain.parsed.packet.length);
-    let sent = match family {
-        IPV4 => send::<Ipv4>(ctx, &plain.parsed, &through),
-        _ => send::<Ipv6>(ctx, &plain.parsed, &through),
-    };
-    if sent.and_then(|()| ctx.store(0, [way.next, way.own])).is_none() {
+fn forward<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet) -> Option<u32> {
+    let plain = Plain::read::<I>(ctx)?;
+    let packet = &plain.parsed.packet;
+    let hash = TupleHash::of(&packet.key);
+    let shortcut = maps::shortcut(hash)?;
+    if !lb::is_remembered(&Maps, packet, plain.class, hash, shortcut) {
+        learn(ctx, packet, plain.class, shortcut)?;
+    }
+    if !shortcut.flags.contains(ShortcutFlags::THROUGH) {
+        return None;
+    }
+    let passage = plain.passage(ethernet, &shortcut.way);
+    maps::count_passage(passage);
+    if passage != Passage::Forwarded {
+        return None;
+    }
+    lb::note_through(&Maps, shortcut, packet.length);
+    let sent = send::<I>(ctx, &plain.parsed, shortcut);
+    let Way { device, own, next, .. } = shortcut.way;
+    if sent.and_then(|()| ctx.store(0, [next, own])).is_none() {
         maps::count_drop(DropReason::RewriteFailed);
         return Some(XDP_DROP);
     }
-    maps::count_passage(Passage::Forwarded);
-    Some(leave(plain.parsed.packet.device, way.device))
+    Some(leave(packet.device, device))
+}
+
+/// Makes a shortcut for packets like this one; `None` if the stack is to see this one. In steps out of line, each on a stack that
+/// ends before the next begins.
+#[inline(always)]
+fn learn(ctx: &XdpContext, packet: &lb::Packet, class: u32, shortcut: &mut Shortcut) -> Option<()> {
+    let routed = route::tuple()?;
+    shortcut.renew(&packet.key, packet.device, class);
+    let goes = lb::learn_entry(&Maps, packet, shortcut, routed)
+        && lb::learn_exit(&Maps, packet, shortcut, routed)
+        && find_way(ctx, routed, shortcut);
+    goes.then_some(())
+}
+
+/// Asks where packets leave. Returns whether the one that it is asked for may go there.
+#[inline(never)]
+fn find_way(ctx: &XdpContext, routed: &FlowKey, shortcut: &mut Shortcut) -> bool {
+    let Shortcut { device, class, way, .. } = shortcut;
+    route::ask(ctx, routed, *device, *class, way);
+    if way.device == *device {
+        way.entrance = way.own;
+    } else if let Some(entrance) = between(*device, way.device) {
+        way.entrance = entrance;
+    } else {
+        way.device = 0;
+    }
+    if shortcut.is_for_stack() {
+        maps::count_passage(Passage::Route);
+    }
+    !shortcut.is_for_stack()
 }
 
 /// The action that sends a packet out by a device.
@@ -97,7 +134,7 @@ fn leave(came: u32, leaves: u32) -> u32 {
     unsafe { bpf_redirect(leaves, 0) as u32 }
 }
 
-/// A packet that nothing but its flow could keep from being sent on.
+/// A packet to a service or the node that nothing but its flow could keep from being sent on.
 struct Plain {
     parsed: Parsed,
     /// Bytes from the network header on.
@@ -116,7 +153,12 @@ impl Plain {
         if !I::is_plain(&header) {
             return None;
         }
-        let Content::Transport(mut parsed) = parse::parse::<_, I>(ctx, NETWORK, Hook::INGRESS)? else {
+        let network = I::read(ctx, NETWORK)?;
+        // Before all the rest, which most packets do not need.
+        if !lb::may_go_through(&Maps, network.destination) {
+            return None;
+        }
+        let Content::Transport(mut parsed) = parse::transport(ctx, network, NETWORK, Hook::INGRESS)? else {
             return None;
         };
         let length = I::length(&header);
@@ -129,20 +171,20 @@ impl Plain {
             || !checksum::is_unfinished(field, source, destination, protocol, behind);
         Some(Self { parsed, length, class: I::class(&header), is_finished })
     }
-}
 
-/// Where the packet goes; or why the stack is to see it.
-#[inline(always)]
-fn way(ctx: &XdpContext, plain: &Plain, routed: &FlowKey, ethernet: &Ethernet) -> Result<Way, Passage> {
-    let device = plain.parsed.packet.device;
-    let way = route::way(ctx, routed, device, plain.class).ok_or(Passage::Route)?;
-    if plain.length > usize::from(way.mtu) {
-        return Err(Passage::Route);
+    /// What becomes of it on a way.
+    #[inline(always)]
+    fn passage(&self, ethernet: &Ethernet, way: &Way) -> Passage {
+        if way.device == 0 || self.length > usize::from(way.mtu) {
+            return Passage::Route;
+        }
+        // Others' packets come by, too: flooded, or to a device on top of this one.
+        if self.is_finished && ethernet.destination == way.entrance {
+            Passage::Forwarded
+        } else {
+            Passage::Form
+        }
     }
-    let own =
-        if way.device == device { way.own } else { between(device, way.device).ok_or(Passage::Route)? };
-    // Others' packets come by, too: flooded, or to a device on top of this one.
-    if ethernet.destination == own { Ok(way) } else { Err(Passage::Form) }
 }
 
 /// The link-layer address of the device that a packet came by, if it may leave by another: drivers take frames from others
@@ -156,7 +198,7 @@ fn between(came: u32, leaves: u32) -> Option<LinkAddress> {
 
 /// Makes of the packet what both hooks and the stack would.
 #[inline(always)]
-fn send<I: IpHeader>(ctx: &XdpContext, parsed: &Parsed, through: &Through<'_, Maps>) -> Option<()> {
-    rewrite::rewrite_through::<_, I, _>(ctx, parsed, through)?;
+fn send<I: IpHeader>(ctx: &XdpContext, parsed: &Parsed, shortcut: &Shortcut) -> Option<()> {
+    rewrite::rewrite_through::<_, I>(ctx, parsed, shortcut)?;
     I::hop(ctx, NETWORK)
 }

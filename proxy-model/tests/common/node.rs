@@ -245,7 +245,7 @@ impl Node {
 
     /// Where this CPU remembers a tuple: one of a few places, so that tuples meet there.
     fn place(&self, hash: TupleHash) -> (u32, Place) {
-        (self.cpu.get(), Place { page: 0, at: hash.place().at % 16 })
+        (self.cpu.get(), Place { page: 0, at: hash.place(1).at % 16 })
     }
 
     fn count(&self, service: ServiceId, change: impl FnOnce(&mut ServiceCounters)) {

@@ -28,7 +28,7 @@ fn table(case: &Case) -> Result<PerCpuArray<MapData, Page>> {
 
 /// The entry for the client's packets, on each CPU.
 fn entries(case: &Case) -> Result<Vec<CachedFlow>> {
-    let place = TupleHash::of(&case.request_key()).place();
+    let place = TupleHash::of(&case.request_key()).place(FlowCache::CAPACITY);
     let pages = table(case)?.get(&place.page, 0)?;
     let entry = |page: &Page| {
         let page = CachePage::read_from_bytes(page).map_err(|_| anyhow::anyhow!("not a page"))?;
@@ -46,7 +46,7 @@ fn plant(case: &Case, version: u64, backend: SocketAddr) -> Result<()> {
     let ground = Ground::new(&head, epoch, Ticks(0), Ticks(u32::MAX));
     let translation =
         Translation { end: end(case.stranger), other_port: key.source_port, masquerade: false, dsr: false };
-    let place = TupleHash::of(&key).place();
+    let place = TupleHash::of(&key).place(FlowCache::CAPACITY);
     let mut table = table(case)?;
     let mut pages = Vec::new();
     for page in table.get(&place.page, 0)?.iter() {

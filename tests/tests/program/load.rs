@@ -7,9 +7,9 @@ use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
     AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, FlowCache,
-    FlowEpochs, Flows, Fragments, Frontends, Growth, LostEvents, Misfits, PLACES, Passages, Pods, Routes,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Slots, Sockets, SourceRanges, Table, TableKind,
-    XdpDevices,
+    FlowEpochs, Flows, Fragments, Frontends, Growth, LostEvents, Misfits, PLACES, Passages, Pods,
+    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Shortcuts, Slots, Sockets, SourceRanges, Table,
+    TableKind, XdpDevices,
 };
 use sluice_tests::{harness, kernel::Kernel};
 
@@ -95,7 +95,7 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<Settings>(),
             describe::<Drops>(),
             describe::<XdpDevices>(),
-            describe::<Routes>(),
+            describe::<Shortcuts>(),
             describe::<Passages>(),
             describe::<EventLease>(),
             describe::<Events>(),

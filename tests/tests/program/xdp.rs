@@ -13,7 +13,7 @@ use proxy_common::{
     flow::{FlowEntry, FlowFlags, FlowHead, FlowState},
     frontend::ServiceId,
     time::Ticks,
-    tuple::Protocol,
+    tuple::{FlowKey, Protocol},
     xdp::{XdpDevice, XdpStand},
 };
 use sluice_tests::{
@@ -46,12 +46,21 @@ fn for_each(test: impl Fn(&mut Uplink) -> Result<()>) {
     }
 }
 
+/// What flows are, and what is counted. When they were last seen is not: tc sees them again at once.
+fn left_behind(bed: &Uplink) -> Result<(Vec<(FlowKey, FlowEntry)>, ServiceCounters)> {
+    let mut flows = bed.kernel.flows()?;
+    for (_, entry) in &mut flows {
+        entry.head.last_seen = Ticks(0);
+    }
+    Ok((flows, bed.kernel.traffic(SERVICE)?))
+}
+
 /// Demands that a frame is left to the stack as it came, and leaves nothing behind.
 fn expect_left(bed: &mut Uplink, what: &str, frame: &[u8]) -> Result<()> {
-    let before = (bed.kernel.flows()?, bed.kernel.traffic(SERVICE)?);
+    let before = left_behind(bed)?;
     let (action, out) = bed.run(frame)?;
     ensure!(action == PASS && out == frame, "{what}: {action}, {out:02x?}");
-    ensure!(before == (bed.kernel.flows()?, bed.kernel.traffic(SERVICE)?), "{what} leaves something behind");
+    ensure!(before == left_behind(bed)?, "{what} leaves something behind");
     ensure!(bed.kernel.passages()?[0] == 0 && bed.kernel.drops()?.is_empty(), "{what}");
     Ok(())
 }
@@ -264,6 +273,30 @@ fn a_cluster_ip_of_the_node_is_left_to_the_stack() {
     });
 }
 
+#[test]
+fn what_is_remembered_holds_until_a_flow_changes() {
+    for_each(|bed| {
+        for (frame, expected, next) in bed.both_ways() {
+            let expected = forwarded(expected.bytes(), next);
+            let frame = frame.bytes();
+            bed.run_flows()?;
+            let keys = if next == ROUTER { [0, 1] } else { [2, 3] }.map(|at| bed.keys()[at]);
+            for key in keys {
+                wait_until("an answer without the flow table", || {
+                    bed.run_flows()?;
+                    ensure!(bed.run(&frame)? == (TX, expected.clone()), "a flow runs");
+                    bed.kernel.lose_flow(&key)?;
+                    // Unless what was remembered has just become too old.
+                    Ok((bed.run(&frame)? == (TX, expected.clone())).then_some(()))
+                })?;
+                bed.kernel.outdate(&key)?;
+                ensure!(bed.run(&frame)? == (PASS, frame.clone()), "there is no such flow");
+            }
+        }
+        Ok(())
+    });
+}
+
 /// The other uplink has the program, too, or what the driver makes of the frame is not known.
 #[test]
 fn packets_may_leave_by_another_uplink() {
@@ -285,9 +318,12 @@ fn packets_may_leave_by_another_uplink() {
         ] {
             bed.kernel.set_xdp_device(bed.device, came)?;
             bed.kernel.set_xdp_device(other, leaves)?;
+            // What is remembered would hold for a moment.
+            bed.run_flows()?;
             expect_left(bed, what, &request.bytes())?;
         }
         bed.kernel.set_xdp_device(bed.device, own)?;
+        bed.run_flows()?;
         let (action, out) = bed.run(&request.bytes())?;
         let mut expected = forwarded(expected.bytes(), [2, 0, 0, 0, 0, 5]);
         expected[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 7]);
