@@ -35,6 +35,13 @@ impl TcpFlags {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0) == Self::SYN.0
     }
 
+    /// Whether there is a state that a packet with these leaves as it is; none of UDP's has any. See [`FlowState::is_steady`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn may_leave_state(self) -> bool {
+        !self.intersects(Self::SYN.with(Self::FIN).with(Self::RST))
+    }
+
     /// Whether it can only belong to a connection that was opened before.
     #[must_use]
     #[inline(always)]
@@ -166,9 +173,8 @@ impl FlowState {
     #[must_use]
     #[inline(always)]
     pub fn is_steady(self, direction: Direction, flags: TcpFlags) -> bool {
-        let closing = TcpFlags::SYN.with(TcpFlags::FIN).with(TcpFlags::RST);
         match self {
-            Self::ESTABLISHED => !flags.intersects(closing),
+            Self::ESTABLISHED => flags.may_leave_state(),
             Self::REPLIED => true,
             Self::UNREPLIED => direction == Direction::ORIGINAL,
             _ => false,

@@ -12,6 +12,9 @@ use super::{Packet, Tables, runs, stays, tables::FlowRef as _};
 /// What this CPU has lately made of packets with this key and these flags, if that still holds. The packet is yet to be counted.
 #[inline(always)]
 pub(super) fn recall<T: Tables>(tables: &T, key: &FlowKey, packet_flags: TcpFlags) -> Option<Answer> {
+    if !packet_flags.may_leave_state() {
+        return None;
+    }
     let hash = TupleHash::of(key);
     let answer = tables.recall(key, hash)?;
     holds(tables, &answer.ground, hash, key.hook, packet_flags).then_some(answer)
