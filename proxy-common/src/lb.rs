@@ -39,7 +39,8 @@ use crate::{
 pub use direct::{Arrival, Place, admit, count_loss, origin, place};
 pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};
-pub use remember::{First, Found, reserve};
+pub use remember::{First, Found, masquerade, remember, reserve};
+pub use select::{Selection, select};
 pub use tables::{FlowRef, Insert, InsertError, Tables};
 pub use through::{is_remembered, learn_entry, learn_exit, may_go_through, note_through};
 
@@ -175,7 +176,7 @@ pub fn egress<T: Tables>(tables: &T, packet: &Packet, masquerade: bool) -> Verdi
     if !packet.begins() && !remember::is_taken_up(tables, &packet.key) {
         return Verdict::Drop(DropReason::NoSourcePort);
     }
-    match remember::masquerade(tables, packet, mode) {
+    match tables.masquerade(packet, mode) {
         Some(reason) => Verdict::Drop(reason),
         None => drafted(tables, Hook::EGRESS).into(),
     }
@@ -223,7 +224,7 @@ fn follow<T: Tables>(tables: &T, packet: &Packet, flow: T::Flow<'_>, memory: Mem
         if memory == Memory::Asked {
             cache::note(tables, &packet.key, packet.flags, &head, now);
         }
-    } else if !transition(tables, packet) {
+    } else if !tables.transition(packet) {
         return false;
     }
     note(tables, flow, &head, packet.length, now);
@@ -256,7 +257,7 @@ fn note<T: Tables>(tables: &T, flow: T::Flow<'_>, head: &FlowHead, length: u32, 
 /// Carries a packet's effect on its flow into both entries. `false` if the flow does not exist, has expired, or
 /// is over and this packet begins another one.
 #[inline(never)]
-fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
+pub fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
     let Some(flow) = tables.flow(&packet.key) else {
         return false;
     };
@@ -288,7 +289,7 @@ fn transition<T: Tables>(tables: &T, packet: &Packet) -> bool {
 /// too much for a program's stack. They answer in one register; where the packet goes is read from the draft of the new entry.
 #[inline(always)]
 fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mode: Insert) -> Verdict {
-    let selection = select::select(tables, packet, mode);
+    let selection = tables.select(packet, mode);
     if let Some(verdict) = selection.refusal(packet.key.source) {
         if mode == Insert::Replace {
             // What is left of an earlier connection would catch the rest of one that begins without it.
@@ -299,7 +300,7 @@ fn open<T: Tables, L: Listeners>(tables: &T, listeners: &L, packet: &Packet, mod
     if !packet.begins() && own::is_of_process(tables, listeners, &packet.key) {
         return Verdict::Pass;
     }
-    match remember::remember(tables, packet, selection, mode) {
+    match tables.remember(packet, selection, mode) {
         Some(reason) => Verdict::Drop(reason),
         None => {
             tables.tell_flow(packet.device);

@@ -30,7 +30,10 @@ use proxy_common::{
     flow::{Direction, Draft, FlowEntry, FlowHead, FlowState},
     fragment::{FragmentKey, Ports},
     frontend::{Frontend, FrontendKey, ServiceId, SlotRun},
-    lb::{self, Arrival, First, FlowRef, Found, Insert, InsertError, Place, Process, Tables, Translation},
+    lb::{
+        self, Arrival, First, FlowRef, Found, Insert, InsertError, Place, Process, Selection, Tables,
+        Translation,
+    },
     limit::Bucket,
     pod::{CgroupId, PodReasons},
     ranges::{SourceRange, SourceRangeData},
@@ -150,6 +153,17 @@ static ARRIVALS: PerCpuArray<Arrival> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) fn arrival() -> Option<&'static mut Arrival> {
     // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
     ARRIVALS.get_ptr_mut(0).map(|arrival| unsafe { &mut *arrival })
+}
+
+/// Memory for a packet that begins a flow; means nothing between packets.
+#[map]
+static PACKETS: PerCpuArray<lb::Packet> = PerCpuArray::with_max_entries(1, 0);
+
+/// Memory for such a packet. One at a time.
+#[inline(always)]
+pub(crate) fn packet() -> Option<&'static mut lb::Packet> {
+    // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
+    PACKETS.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 
 /// The kernel's clock.
@@ -348,6 +362,26 @@ impl Tables for Maps {
     fn draft(&self) -> Option<&mut Draft> {
         // SAFETY: a slot of this CPU's own array; programs do not nest on a CPU at this hook.
         DRAFTS.get_ptr_mut(0).map(|draft| unsafe { &mut *draft })
+    }
+
+    #[inline(always)]
+    fn select(&self, packet: &lb::Packet, mode: Insert) -> Selection {
+        verified::select(packet, mode)
+    }
+
+    #[inline(always)]
+    fn remember(&self, packet: &lb::Packet, chosen: Selection, mode: Insert) -> Option<DropReason> {
+        verified::remember(packet, chosen, mode)
+    }
+
+    #[inline(always)]
+    fn masquerade(&self, packet: &lb::Packet, mode: Insert) -> Option<DropReason> {
+        verified::masquerade(packet, mode)
+    }
+
+    #[inline(always)]
+    fn transition(&self, packet: &lb::Packet) -> bool {
+        verified::transition(packet)
     }
 
     #[inline(always)]

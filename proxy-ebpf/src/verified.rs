@@ -11,7 +11,7 @@ use proxy_common::{
     drop::DropReason,
     endian::Be16,
     frontend::SlotRun,
-    lb::{self, First, Found, Place},
+    lb::{self, First, Found, Insert, Packet, Place, Selection},
     tuple::Endpoint,
 };
 
@@ -22,6 +22,96 @@ use crate::maps::{self, Maps};
 #[inline(never)]
 pub(crate) extern "C" fn sctp_change(changed: u32, behind: u32) -> u32 {
     crc32c::change(changed, behind)
+}
+
+/// How a packet may be written, from a number.
+#[inline(always)]
+const fn mode(number: u32) -> Insert {
+    if number == Insert::New as u32 { Insert::New } else { Insert::Replace }
+}
+
+/// A reason as a number; one that is none's if there is none.
+#[inline(always)]
+fn number(reason: Option<DropReason>) -> u32 {
+    reason.map_or(u32::MAX, |reason| reason as u32)
+}
+
+/// And back.
+#[inline(always)]
+fn reason(number: u32) -> Option<DropReason> {
+    DropReason::ALL.get(number as usize).copied()
+}
+
+/// [`lb::select`]: every way to a backend. The packet lies where both sides find it.
+#[inline(always)]
+pub(crate) fn select(packet: &Packet, mode: Insert) -> Selection {
+    let Some(kept) = maps::packet() else {
+        return Selection::BROKEN_TABLE;
+    };
+    *kept = *packet;
+    Selection(select_backend(mode as u32))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn select_backend(number: u32) -> u32 {
+    maps::packet().map_or(Selection::BROKEN_TABLE, |packet| lb::select(&Maps, packet, mode(number))).0
+}
+
+/// [`lb::remember`]: both entries of a flow.
+#[inline(always)]
+pub(crate) fn remember(packet: &Packet, chosen: Selection, mode: Insert) -> Option<DropReason> {
+    let Some(kept) = maps::packet() else {
+        return Some(DropReason::BrokenTable);
+    };
+    *kept = *packet;
+    reason(remember_flow(chosen.0, mode as u32))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remember_flow(chosen: u32, number_of_mode: u32) -> u32 {
+    let packet = maps::packet();
+    number(packet.map_or(Some(DropReason::BrokenTable), |packet| {
+        lb::remember(&Maps, packet, Selection(chosen), mode(number_of_mode))
+    }))
+}
+
+/// [`lb::masquerade`]: both entries of a flow that gets another source.
+#[inline(always)]
+pub(crate) fn masquerade(packet: &Packet, mode: Insert) -> Option<DropReason> {
+    let Some(kept) = maps::packet() else {
+        return Some(DropReason::BrokenTable);
+    };
+    *kept = *packet;
+    reason(masquerade_flow(mode as u32))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn masquerade_flow(number_of_mode: u32) -> u32 {
+    let packet = maps::packet();
+    number(
+        packet.map_or(Some(DropReason::BrokenTable), |packet| {
+            lb::masquerade(&Maps, packet, mode(number_of_mode))
+        }),
+    )
+}
+
+/// [`lb::transition`]: a packet that changes its flow.
+#[inline(always)]
+pub(crate) fn transition(packet: &Packet) -> bool {
+    let Some(kept) = maps::packet() else {
+        return false;
+    };
+    *kept = *packet;
+    change_flow() != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn change_flow() -> u32 {
+    maps::packet().is_some_and(|packet| lb::transition(&Maps, packet)).into()
 }
 
 /// [`lb::reserve`]: dozens of lookups.

@@ -86,7 +86,7 @@ pub fn admit<T: Tables>(tables: &T, arrival: &Arrival) -> Result<Be16, DropReaso
         return Err(DropReason::NewFlowLimit);
     }
     // An entry that is there leads elsewhere, or is over.
-    if let Some(reason) = remember::remember(tables, packet, chosen, Insert::Replace) {
+    if let Some(reason) = tables.remember(packet, chosen, Insert::Replace) {
         return Err(reason);
     }
     tables.tell_flow(packet.device);

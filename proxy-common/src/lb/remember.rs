@@ -22,7 +22,7 @@ const PROBES: u32 = 64;
 /// Writes both entries of a new flow through a service, and counts it; says why if it could not. The draft is the flow then: if
 /// another CPU was faster with the same tuple, that one's, as its choice stands.
 #[inline(never)]
-pub(super) fn remember<T: Tables>(
+pub fn remember<T: Tables>(
     tables: &T,
     packet: &Packet,
     chosen: Selection,
@@ -93,7 +93,7 @@ pub(super) fn is_taken_up<T: Tables>(tables: &T, key: &FlowKey) -> bool {
 /// Writes both entries of a flow whose source is rewritten as it leaves the node: to the address of the device that it
 /// leaves by (MASQ-09), from a port that tells its answers from all others.
 #[inline(never)]
-pub(super) fn masquerade<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Option<DropReason> {
+pub fn masquerade<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Option<DropReason> {
     let key = &packet.key;
     let Some(address) = tables.device(packet.device).and_then(|device| device.source_for(key.source)) else {
         return Some(DropReason::NoSourceAddress);

@@ -21,7 +21,8 @@ use super::{Insert, Packet, Process, Tables, Verdict, Wish};
 /// keeps whatever it likes in the unused half of a `Result`, a pointer for instance, and the verifier objects. The
 /// largest numbers are no backend ids, and what has more bits than the terms below is none either.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Selection(u32);
+#[repr(transparent)]
+pub struct Selection(pub u32);
 
 impl Selection {
     /// The frontend wants every client's source rewritten.
@@ -34,7 +35,8 @@ impl Selection {
     pub(super) const NOT_OURS: Self = Self(u32::MAX);
     const NO_BACKEND: Self = Self(u32::MAX - 1);
     const NO_LOCAL_BACKEND: Self = Self(u32::MAX - 2);
-    const BROKEN_TABLE: Self = Self(u32::MAX - 3);
+    /// A table does not say what others refer to.
+    pub const BROKEN_TABLE: Self = Self(u32::MAX - 3);
     const NOT_IN_SOURCE_RANGES: Self = Self(u32::MAX - 4);
     const UNKNOWN_PORT: Self = Self(u32::MAX - 5);
     const TOO_MANY: Self = Self(u32::MAX - 6);
@@ -197,7 +199,7 @@ fn find_for_process<T: Tables>(tables: &T, process: &Process) -> Option<Frontend
 /// there, and what says anything else leaves it alone. Not so where there is an old entry (`mode`), as its tuple may be a direct
 /// connection's by now.
 #[inline(never)]
-pub(super) fn select<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Selection {
+pub fn select<T: Tables>(tables: &T, packet: &Packet, mode: Insert) -> Selection {
     let key = &packet.key;
     let begins = packet.begins();
     if !begins && (mode == Insert::Replace || !may_be_taken_up(tables, packet)) {

@@ -19,9 +19,11 @@ use crate::{
 };
 
 use super::{
-    Translation,
+    Packet, Translation,
     direct::{Place, place},
-    remember::{First, Found, reserve},
+    remember::{First, Found, masquerade, remember, reserve},
+    select::{Selection, select},
+    transition,
 };
 
 /// An entry of the flow table, where it lies: a copy of all of it is too much for a program's stack.
@@ -53,11 +55,12 @@ pub enum InsertError {
 
 /// Whether an insertion may replace what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Insert {
     /// Only if the key is free.
-    New,
+    New = 0,
     /// In any case.
-    Replace,
+    Replace = 1,
 }
 
 /// The tables, the clock and the dice, as the decision needs them.
@@ -164,6 +167,42 @@ pub trait Tables {
         Self: Sized,
     {
         place(self, run, end)
+    }
+
+    /// [`select`] over these tables.
+    #[inline(always)]
+    fn select(&self, packet: &Packet, mode: Insert) -> Selection
+    where
+        Self: Sized,
+    {
+        select(self, packet, mode)
+    }
+
+    /// [`remember`] over these tables.
+    #[inline(always)]
+    fn remember(&self, packet: &Packet, chosen: Selection, mode: Insert) -> Option<DropReason>
+    where
+        Self: Sized,
+    {
+        remember(self, packet, chosen, mode)
+    }
+
+    /// [`masquerade`] over these tables.
+    #[inline(always)]
+    fn masquerade(&self, packet: &Packet, mode: Insert) -> Option<DropReason>
+    where
+        Self: Sized,
+    {
+        masquerade(self, packet, mode)
+    }
+
+    /// [`transition`] over these tables.
+    #[inline(always)]
+    fn transition(&self, packet: &Packet) -> bool
+    where
+        Self: Sized,
+    {
+        transition(self, packet)
     }
 
     /// [`reserve`] over these tables.

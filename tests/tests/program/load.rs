@@ -16,14 +16,14 @@ use sluice_tests::{harness, kernel::Kernel};
 /// Most instructions that the verifier may walk, by program: some more than it did when this was written, and well below the
 /// kernel's limit of a million. More says that a loop or a branch has exploded.
 const WALKED: [(Program, u32); 5] = [
-    (Program::Ingress, 640_000),
-    (Program::Egress, 380_000),
-    (Program::IngressL3, 640_000),
-    (Program::EgressL3, 380_000),
+    (Program::Ingress, 230_000),
+    (Program::Egress, 140_000),
+    (Program::IngressL3, 230_000),
+    (Program::EgressL3, 140_000),
     (Program::Clock, 10),
 ];
 /// The same for the program before the stack.
-const WALKED_BEFORE: u32 = 60_000;
+const WALKED_BEFORE: u32 = 15_000;
 
 fn kernel() -> Option<Kernel> {
     if let Err(reason) = harness::requirements() {
