@@ -15,7 +15,7 @@ use proxy_common::{
     lb::{self, Through},
     route::{LinkAddress, Way},
     tuple::{FlowKey, Hook},
-    xdp::Passage,
+    xdp::{Passage, XdpMode},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -45,14 +45,14 @@ const _: () = assert!(size_of::<Ethernet>() == EthHdr::LEN);
 
 /// Runs the hook on a packet and returns the XDP action.
 #[inline(always)]
-pub(crate) fn run(ctx: &XdpContext) -> u32 {
-    forward(ctx).unwrap_or(XDP_PASS)
+pub(crate) fn run(ctx: &XdpContext, mode: XdpMode) -> u32 {
+    forward(ctx, mode).unwrap_or(XDP_PASS)
 }
 
 /// Sends the packet on if it can be; `None` if the stack is to see it, as it came. The decision stands here once, between
 /// what differs by family.
 #[inline(always)]
-fn forward(ctx: &XdpContext) -> Option<u32> {
+fn forward(ctx: &XdpContext, mode: XdpMode) -> Option<u32> {
     let ethernet: Ethernet = ctx.load(0)?;
     let family = ethernet.kind;
     let plain = match family {
@@ -62,7 +62,7 @@ fn forward(ctx: &XdpContext) -> Option<u32> {
     }?;
     let through = lb::through(&Maps, &plain.parsed.packet)?;
     let way = match plain.is_finished {
-        true => way(ctx, &plain, &through.routed, &ethernet),
+        true => way(ctx, mode, &plain, &through.routed, &ethernet),
         false => Err(Passage::Form),
     };
     let way = match way {
@@ -133,25 +133,32 @@ impl Plain {
 
 /// Where the packet goes; or why the stack is to see it.
 #[inline(always)]
-fn way(ctx: &XdpContext, plain: &Plain, routed: &FlowKey, ethernet: &Ethernet) -> Result<Way, Passage> {
+fn way(
+    ctx: &XdpContext,
+    mode: XdpMode,
+    plain: &Plain,
+    routed: &FlowKey,
+    ethernet: &Ethernet,
+) -> Result<Way, Passage> {
     let device = plain.parsed.packet.device;
     let way = route::way(ctx, routed, device, plain.class).ok_or(Passage::Route)?;
     if plain.length > usize::from(way.mtu) {
         return Err(Passage::Route);
     }
-    let own =
-        if way.device == device { way.own } else { between(device, way.device).ok_or(Passage::Route)? };
+    let own = match way.device == device {
+        true => way.own,
+        false => between(mode, device, way.device).ok_or(Passage::Route)?,
+    };
     // Others' packets come by, too: flooded, or to a device on top of this one.
     if ethernet.destination == own { Ok(way) } else { Err(Passage::Form) }
 }
 
-/// The link-layer address of the device that a packet came by, if it may leave by another: drivers take frames from others
-/// that have a program of their own.
+/// The link-layer address of the device that a packet came by, if it may leave by another.
 #[inline(always)]
-fn between(came: u32, leaves: u32) -> Option<LinkAddress> {
+fn between(mode: XdpMode, came: u32, leaves: u32) -> Option<LinkAddress> {
     let exit = maps::xdp_device(leaves)?;
     let entrance = maps::xdp_device(came)?;
-    exit.is_native().then_some(entrance.address)
+    exit.takes_from(mode).then_some(entrance.address)
 }
 
 /// Makes of the packet what both hooks and the stack would.
