@@ -22,16 +22,21 @@ use crate::{
 const NODE_PORT: u16 = 30_080;
 /// Bytes that show that a transfer goes on, whatever was in buffers.
 const SOME: u64 = 20 << 20;
+/// Bytes of a connection's buffers: least, usual, most. A veth has places for 256 packets.
+const BUFFERS: &str = "4096 65536 65536";
 /// Questions of one socket.
 const QUESTIONS: u64 = 200;
 
-/// A backend on the second node, and the first node's port for it. Both ends finish their checksums, as on a wire, and the far
+/// A backend on the second node, and the first node's port for it. Both ends finish their checksums, as on a wire, and have no more
+/// packets on the way than queues have room for: what is said rarely would wait long for what was lost between them. The far
 /// end of the first node's uplink takes what its driver sends for as long as the link is held.
 fn remote(cluster: &Cluster) -> Result<(Backend, Service, Ends, FdLink)> {
     let far = Backend::on(&cluster.nodes[1], "far")?;
     let service = Service::new("echo", 1).with(&far.pod).with_node_port(NODE_PORT);
-    finish_checksums(&cluster.client.namespace, "eth0")?;
-    finish_checksums(&far.pod.machine.namespace, "eth0")?;
+    for end in [&cluster.client.namespace, &far.pod.machine.namespace] {
+        finish_checksums(end, "eth0")?;
+        end.sysctl(&[("ipv4/tcp_rmem", BUFFERS), ("ipv4/tcp_wmem", BUFFERS)])?;
+    }
     let link = take_what_xdp_sends(cluster.fabric(), &cluster.nodes[0].name)?;
     Ok((far, service, cluster.nodes[0].addresses.at(NODE_PORT), link))
 }
@@ -261,7 +266,7 @@ fn modes_change_under_traffic() {
     expect_changes(&["native", "generic", "generic", "native", "generic", "off"]);
 }
 
-/// Full queues lose packets in any case, so connections are the measure: none breaks, and new ones come about.
+/// A driver that is set up anew loses what is in its queues, so connections are the measure: none breaks, and new ones come about.
 fn expect_changes(modes: &[&str]) {
     Setup::new(2).telling(&["--xdp=off"]).alone().run(|cluster, agents| {
         let (_far, service, to, _link) = remote(cluster)?;
