@@ -3,7 +3,10 @@
 //! They are never needed: what they do not send on, the others translate. So nothing here is an error of the agent; how each
 //! uplink stands is written down for `sluice status`, and told once.
 
-use std::{collections::BTreeMap, iter};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+};
 
 use proxy_common::{
     tables::XdpDevices as Table,
@@ -24,6 +27,8 @@ pub(super) struct Bypass {
     rows: BTreeMap<Ifindex, XdpDevice>,
     /// Uplinks with a program of this process.
     attached: BTreeMap<Ifindex, XdpMode>,
+    /// Uplinks that this process has tried to bring a program onto, in vain.
+    failed: BTreeSet<Ifindex>,
     /// Uplinks of the round that goes on, and how they are meant to stand.
     wanted: BTreeMap<Ifindex, XdpStand>,
     conntrack: Conntrack,
@@ -39,6 +44,7 @@ impl Bypass {
             rows: rows.collect::<Result<_, _>>()?,
             table,
             attached: BTreeMap::new(),
+            failed: BTreeSet::new(),
             wanted: BTreeMap::new(),
             conntrack: Conntrack::now(),
         })
@@ -94,8 +100,9 @@ impl Bypass {
         // tried for the first time, and the lower ones come first.
         let pinned = xdp_hooks(pins)?;
         let is_new = |device: &Device| {
-            let failed = self.rows.get(&device.index).is_some_and(|row| row.stand().is_some_and(has_failed));
-            !failed && wanted(device.index).is_some_and(|mode| !pinned.contains(&(device.index, mode)))
+            let index = device.index;
+            !self.failed.contains(&index)
+                && wanted(index).is_some_and(|mode| !pinned.contains(&(index, mode)))
         };
         let makes_room = |index| all.device(index).is_some_and(|device| below(device, all).any(is_new));
         let gone = detach_xdp(pins, |index, mode| {
@@ -111,6 +118,7 @@ impl Bypass {
             self.attach(datapath, pins, device);
         }
         let stays = |index: &Ifindex| self.wanted.contains_key(index) || is_unlisted(*index);
+        self.failed.retain(stays);
         let forgotten: Vec<_> = self.rows.keys().filter(|index| !stays(index)).copied().collect();
         for index in forgotten {
             match self.table.delete(&index.0) {
@@ -127,8 +135,10 @@ impl Bypass {
         let Some(mode) = stand.mode() else { return };
         if self.attached.get(&device.index) != Some(&mode) {
             if let Err(error) = attach_xdp(datapath, pins, device, mode) {
+                self.failed.insert(device.index);
                 return self.note(device, error.stand(), &crate::report(&error));
             }
+            self.failed.remove(&device.index);
             self.attached.insert(device.index, mode);
         }
         self.note(device, XdpDevice::new(stand), "");
@@ -141,11 +151,6 @@ impl Bypass {
         self.attached.retain(|index, mode| pinned.contains(&(*index, *mode)));
         Ok(before - self.attached.len())
     }
-}
-
-/// Whether it was tried to attach a program, in vain.
-const fn has_failed(stand: XdpStand) -> bool {
-    matches!(stand, XdpStand::Occupied | XdpStand::Refused)
 }
 
 /// The devices that a device stands on, one on the other.
