@@ -31,6 +31,20 @@ impl Passage {
     }
 }
 
+/// Who runs the program that meets a device's packets before the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum XdpMode {
+    /// Its driver, before there is an `sk_buff`.
+    Native,
+    /// The kernel on its behalf, on an `sk_buff`.
+    Generic,
+}
+
+impl XdpMode {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Native, Self::Generic];
+}
+
 /// How an uplink stands; value of the table of such devices. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -64,11 +78,14 @@ impl XdpDevice {
         Self { address, ..self }
     }
 
-    /// Whether packets that are met before the stack may come by it and leave by it.
+    /// Whether packets may leave by it that are met in this mode at another device. Drivers take each other's frames only where
+    /// they are set up for XDP, and lose them without a word elsewhere (`ndo_xdp_xmit`). What the kernel has met on a driver's
+    /// behalf leaves like any packet that is sent.
     #[must_use]
     #[inline(always)]
-    pub const fn is_native(&self) -> bool {
+    pub const fn takes_from(&self, mode: XdpMode) -> bool {
         self.stand == XdpStand::Native as u32
+            || matches!(mode, XdpMode::Generic) && self.stand == XdpStand::Generic as u32
     }
 
     /// How it stands; `None` if a newer agent wrote it.
@@ -98,11 +115,13 @@ pub enum XdpStand {
     Occupied = 6,
     /// The kernel or the driver refuses.
     Refused = 7,
+    /// They are, by the kernel on its driver's behalf.
+    Generic = 8,
 }
 
 impl XdpStand {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Native,
         Self::Off,
         Self::NoHeader,
@@ -111,7 +130,18 @@ impl XdpStand {
         Self::Conntrack,
         Self::Occupied,
         Self::Refused,
+        Self::Generic,
     ];
+
+    /// By whom they are met, if they are.
+    #[must_use]
+    pub const fn mode(self) -> Option<XdpMode> {
+        match self {
+            Self::Native => Some(XdpMode::Native),
+            Self::Generic => Some(XdpMode::Generic),
+            _ => None,
+        }
+    }
 
     /// The name used in output.
     #[must_use]
@@ -123,8 +153,9 @@ impl XdpStand {
             Self::Vlans => "not below VLANs",
             Self::Virtual => "not on virtual devices (--xdp=native does)",
             Self::Conntrack => "not with nf_conntrack_tcp_be_liberal=0 (--xdp=native does)",
-            Self::Occupied => "another program is there",
+            Self::Occupied => "another program is there, or on a device on top of it",
             Self::Refused => "refused",
+            Self::Generic => "generic",
         }
     }
 }
@@ -143,5 +174,18 @@ mod tests {
             assert_eq!(XdpDevice::new(stand).stand(), Some(stand));
         }
         assert_eq!(XdpDevice { stand: 99, ..XdpDevice::default() }.stand(), None);
+    }
+
+    #[test]
+    fn packets_leave_where_they_are_taken() {
+        for stand in XdpStand::ALL {
+            let takes = XdpMode::ALL.map(|mode| XdpDevice::new(stand).takes_from(mode));
+            let expected = match stand {
+                XdpStand::Native => [true, true],
+                XdpStand::Generic => [false, true],
+                _ => [false, false],
+            };
+            assert_eq!(takes, expected, "{stand:?}");
+        }
     }
 }

@@ -29,7 +29,7 @@ use aya_ebpf::{
 };
 use hooks::socket::{Inet, Inet6};
 use network_types::eth::EthHdr;
-use proxy_common::tuple::Hook;
+use proxy_common::{tuple::Hook, xdp::XdpMode};
 
 /// tc ingress: the packet enters the node; its destination may be a service.
 #[classifier]
@@ -58,7 +58,15 @@ fn sluice_egress_l3(ctx: TcContext) -> i32 {
 /// XDP: what both tc hooks would do to packets of running flows, before the stack. Frames may be longer than a page.
 #[xdp(frags)]
 fn sluice_xdp(ctx: XdpContext) -> u32 {
-    hooks::xdp::run(&ctx)
+    hooks::xdp::run(&ctx, XdpMode::Native)
+}
+
+/// The same for devices on whose behalf the kernel runs it. It says that it takes frames in one piece only: for one that takes
+/// others, Linux 6.9 to 6.18 at least copy packets and forget the length of their link header (`skb_pp_cow_data`), which tc
+/// programs behind it go by.
+#[xdp]
+fn sluice_xdp_generic(ctx: XdpContext) -> u32 {
+    hooks::xdp::run(&ctx, XdpMode::Generic)
 }
 
 /// cgroup: a socket connects, IPv4.

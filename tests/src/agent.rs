@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -24,8 +25,12 @@ use crate::{
     netns::Namespace,
     sandbox::{self, BPFFS, FILES, Sandbox},
     topology::Node,
-    wait::wait_until,
+    traffic::PATIENCE,
+    wait::{wait_at_most, wait_until},
 };
+
+/// How long a start may take. It is CPU time of the kernel's verifier, of which a machine that has more to do gives little.
+const START: Duration = Duration::from_secs(60);
 
 /// An agent, running or not, and everything of its own: manifests, pins, log.
 #[derive(Debug)]
@@ -188,7 +193,7 @@ impl Agent {
     /// If the agent ends instead, or takes too long.
     pub fn wait_until_synced(&mut self) -> Result<()> {
         // The kernel's tables cannot tell whether more is to come; only the agent can.
-        self.wait_until_said(" synced ")
+        self.wait_at_most_until_said(START, " synced ")
     }
 
     /// Waits until it has logged these words since it started.
@@ -197,8 +202,12 @@ impl Agent {
     ///
     /// If the agent ends instead, or takes too long.
     pub fn wait_until_said(&mut self, words: &str) -> Result<()> {
+        self.wait_at_most_until_said(PATIENCE, words)
+    }
+
+    fn wait_at_most_until_said(&mut self, patience: Duration, words: &str) -> Result<()> {
         let what = format!("the agent of {} says {words:?}", self.node);
-        let said = wait_until(&what, || {
+        let said = wait_at_most(patience, &what, || {
             let log = self.log()?;
             let said = log.lines().skip(self.lines_before).any(|line| line.contains(words));
             self.expect_alive()?;

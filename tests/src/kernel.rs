@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::programs::{TestRun as _, TestRunOptions, XdpMode, links::FdLink};
+use aya::programs::{TestRun as _, TestRunOptions, XdpMode as Attachment, links::FdLink};
 use proxy_agent::datapath::{
     self, ArrayTable, Capacities, ChecksumPolicy, Datapath, HashTable, PerCpuTable, Pins, Program, Resizing,
 };
@@ -32,7 +32,7 @@ use proxy_common::{
     },
     time::Ticks,
     tuple::{Endpoint, FlowKey, Protocol},
-    xdp::{Passage, XdpDevice},
+    xdp::{Passage, XdpDevice, XdpMode},
 };
 
 use crate::{
@@ -50,8 +50,8 @@ pub fn take_what_xdp_sends(namespace: &Namespace, device: &str) -> Result<FdLink
     namespace.run(|| {
         let mut kernel = Kernel::load()?;
         namespace.enter()?;
-        let program = kernel.xdp_program()?;
-        let link = program.attach(device, XdpMode::Driver)?;
+        let program = kernel.xdp_program(XdpMode::Native)?;
+        let link = program.attach(device, Attachment::Driver)?;
         Ok(FdLink::try_from(program.take_link(link)?)?)
     })
 }
@@ -178,13 +178,13 @@ impl Kernel {
         Ok(self.datapath.program(program)?)
     }
 
-    /// The program that meets packets before the stack, loaded.
+    /// The program that meets packets before the stack in this mode, loaded.
     ///
     /// # Errors
     ///
     /// If the object has no such program.
-    pub fn xdp_program(&mut self) -> Result<&mut aya::programs::Xdp> {
-        Ok(self.datapath.xdp_program()?)
+    pub fn xdp_program(&mut self, mode: XdpMode) -> Result<&mut aya::programs::Xdp> {
+        Ok(self.datapath.xdp_program(mode)?)
     }
 
     /// Whether the programs write checksums themselves.
@@ -313,13 +313,13 @@ impl Kernel {
         Ok(Output { action, frame: out })
     }
 
-    /// Runs the program that meets packets before the stack on a frame that came by a device of this thread's network
+    /// Runs the program that meets packets before the stack in this mode on a frame that came by a device of this thread's network
     /// namespace. Returns its action and the frame afterwards.
     ///
     /// # Errors
     ///
     /// If the kernel refuses to.
-    pub fn run_xdp(&mut self, device: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+    pub fn run_xdp(&mut self, mode: XdpMode, device: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; frame.len() + 256];
         let context = xdp_context(device, frame)?;
         let options = TestRunOptions {
@@ -328,7 +328,7 @@ impl Kernel {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let result = self.xdp_program()?.test_run(options).context("BPF_PROG_TEST_RUN")?;
+        let result = self.xdp_program(mode)?.test_run(options).context("BPF_PROG_TEST_RUN")?;
         out.truncate(result.data_size_out as usize);
         Ok((result.return_value, out))
     }

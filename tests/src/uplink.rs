@@ -12,6 +12,7 @@ use proxy_common::{
     frontend::ServiceId,
     time::Ticks,
     tuple::{FlowKey, Hook, Protocol},
+    xdp::XdpMode,
 };
 
 use crate::{
@@ -41,6 +42,8 @@ pub struct Uplink {
     pub namespace: Namespace,
     /// Number of the uplink.
     pub device: u32,
+    /// Whose program is run.
+    pub mode: XdpMode,
     /// The flows' protocol.
     pub protocol: Protocol,
     /// Somebody outside.
@@ -54,7 +57,7 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Of one family and protocol.
+    /// Of one family and protocol, by its driver.
     ///
     /// # Errors
     ///
@@ -84,6 +87,7 @@ impl Uplink {
             kernel,
             namespace,
             device: if_nametoindex("up0")?,
+            mode: XdpMode::Native,
             protocol,
             client: parse("198.51.100.9:40000", "[2001:db8:100::9]:40000")?,
             frontend: parse("192.0.2.1:30080", "[2001:db8::1]:30080")?,
@@ -164,6 +168,6 @@ impl Uplink {
     ///
     /// If the kernel refuses to.
     pub fn run(&mut self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
-        self.kernel.run_xdp(self.device, frame)
+        self.kernel.run_xdp(self.mode, self.device, frame)
     }
 }

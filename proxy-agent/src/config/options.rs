@@ -75,7 +75,7 @@ impl Configuration {
                 external_forwarding: own.external_forwarding.unwrap_or_default().into(),
                 follow_pods: pods != PodReasons::NONE,
             },
-            devices: DeviceRules { classes, pods: pod_devices, xdp: own.xdp.unwrap_or_default() },
+            devices: DeviceRules { classes, pods: pod_devices, xdp: own.xdp.clone().unwrap_or_default() },
             node_ports: own.node_port_range.unwrap_or(PortRange::NODE_PORTS),
             sockets,
             timeouts: self.timeouts(),

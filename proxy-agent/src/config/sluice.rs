@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{GoDuration, capacity::CapacityOptions, flags::go_bool, kube_proxy::typed};
 use crate::{
-    devices::{NamePattern, XdpMode},
+    devices::{NamePattern, XdpRules},
     ports::PortRange,
 };
 
@@ -137,10 +137,11 @@ pub struct SluiceOptions {
     pub localhost_nodeports: Option<bool>,
     /// Send packets between clients outside and backends on other nodes on before the stack sees them, once their flow runs
     /// (XDP). `native`: on uplinks whose drivers can. `auto`: the same, but not on virtual devices, nor where connection
-    /// tracking is strict (net.netfilter.nf_conntrack_tcp_be_liberal). `sluice status` shows what became of it [default: off]
-    #[arg(long, value_name = "MODE", value_enum, help_heading = "Node and clients")]
+    /// tracking is strict (net.netfilter.nf_conntrack_tcp_be_liberal). `generic`: on all uplinks, by the kernel instead of the
+    /// driver. Devices may be named, as in `auto,eth1=generic,tap*=off`. `sluice status` shows what became of it [default: off]
+    #[arg(long, value_name = "MODE,NAME=MODE,...", help_heading = "Node and clients")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub xdp: Option<XdpMode>,
+    pub xdp: Option<XdpRules>,
     /// How much the tables are to have room for.
     #[command(flatten)]
     #[serde(skip_serializing_if = "CapacityOptions::is_empty")]

@@ -17,6 +17,7 @@ use proxy_common::{
     kernel,
     tables::{Growth, Settings, Table},
     time::Ticks,
+    xdp::XdpMode,
 };
 use tracing::error;
 
@@ -29,7 +30,7 @@ use super::{
     map::{self, ArrayTable, TableError},
     pins::{PinError, Pins},
     preflight::{self, PreflightError},
-    program::{Program, SocketProgram, XDP_PROGRAM},
+    program::{Program, SocketProgram, xdp_program_name},
     resize,
 };
 
@@ -118,10 +119,11 @@ impl Datapath {
         ready(&mut self.ebpf, &mut self.socket_programs, self.pins.as_ref(), program)
     }
 
-    /// The program that meets packets before the stack, loaded by now.
-    pub fn xdp_program(&mut self) -> Result<&mut Xdp, LoadError> {
-        let refused = |source| LoadError::Program { program: XDP_PROGRAM, source: Box::new(source) };
-        let found = self.ebpf.program_mut(XDP_PROGRAM).ok_or(LoadError::Absent(XDP_PROGRAM))?;
+    /// The program that meets packets before the stack in this mode, loaded by now.
+    pub fn xdp_program(&mut self, mode: XdpMode) -> Result<&mut Xdp, LoadError> {
+        let name = xdp_program_name(mode);
+        let refused = |source| LoadError::Program { program: name, source: Box::new(source) };
+        let found = self.ebpf.program_mut(name).ok_or(LoadError::Absent(name))?;
         let found: &mut Xdp = found.try_into().map_err(refused)?;
         if found.fd().is_err() {
             found.load().map_err(refused)?;
@@ -133,7 +135,7 @@ impl Datapath {
     pub fn load_all(&mut self) -> Result<(), LoadError> {
         Program::ALL.into_iter().try_for_each(|program| self.program(program).map(drop))?;
         SocketProgram::ALL.into_iter().try_for_each(|program| self.socket_program(program).map(drop))?;
-        self.xdp_program()?;
+        XdpMode::ALL.into_iter().try_for_each(|mode| self.xdp_program(mode).map(drop))?;
         let refused: Vec<_> = self.refused().collect();
         if refused.is_empty() { Ok(()) } else { Err(LoadError::Refused(refused)) }
     }

@@ -7,6 +7,7 @@ mod capacity;
 mod checksums;
 mod cleanup;
 mod clock;
+mod detach;
 mod kept;
 mod list;
 mod listen;
@@ -37,7 +38,7 @@ pub use map::{ArrayTable, HashTable, PerCpuHashTable, PerCpuTable, TableError, T
 pub use pins::{PinError, Pins};
 pub use preflight::PreflightError;
 pub use probe::{Feature, VERIFIER_LIMIT, Verified, check_process, features, program_names, verify};
-pub use program::{Program, SocketProgram, XDP_PROGRAM};
+pub use program::{Program, SocketProgram, xdp_program_name};
 pub use resize::move_tables;
 pub use retire::{RetireError, retire};
 pub use sockets::{SocketHook, SocketHookError, attach_socket, detach_sockets, socket_hooks};

@@ -8,12 +8,13 @@ use aya::{
     programs::{ProgramError, ProgramType, SchedClassifier, TcAttachType, loaded_programs},
     sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported},
 };
+use proxy_common::xdp::XdpMode;
 
 use super::{
     checksums::{ChecksumPolicy, Checksums},
     load::{self, Datapath, LoadError},
     preflight::{self, PreflightError},
-    program::{Program, SocketProgram, XDP_PROGRAM},
+    program::{Program, SocketProgram, xdp_program_name},
 };
 
 /// Something that the kernel may have or not.
@@ -117,8 +118,10 @@ pub fn verify() -> Result<Vec<Verified>, LoadError> {
         let walked = datapath.socket_program(program).map(|loaded| walked(loaded.info()));
         verified.push(Verified { program: program.name(), walked });
     }
-    let walked = datapath.xdp_program().map(|loaded| walked(loaded.info()));
-    verified.push(Verified { program: XDP_PROGRAM, walked });
+    for mode in XdpMode::ALL {
+        let walked = datapath.xdp_program(mode).map(|loaded| walked(loaded.info()));
+        verified.push(Verified { program: xdp_program_name(mode), walked });
+    }
     Ok(verified)
 }
 

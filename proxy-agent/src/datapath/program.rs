@@ -1,5 +1,7 @@
 //! The programs of the object, by name.
 
+use proxy_common::xdp::XdpMode;
+
 /// A program of the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Program {
@@ -86,5 +88,11 @@ impl SocketProgram {
     }
 }
 
-/// The program that meets packets before the stack, by its name in the object.
-pub const XDP_PROGRAM: &str = "sluice_xdp";
+/// The program that meets packets before the stack in this mode, by its name in the object.
+#[must_use]
+pub const fn xdp_program_name(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Native => "sluice_xdp",
+        XdpMode::Generic => "sluice_xdp_generic",
+    }
+}

@@ -24,4 +24,4 @@ pub use row::{DeviceRules, PodDevices, row};
 pub use source::node_address;
 pub use watch::{DeviceError, Devices, list, name_of};
 pub use way::{Way, way_to, ways_to};
-pub use xdp::{Conntrack, XdpMode};
+pub use xdp::{Conntrack, ParseXdpError, XdpPolicy, XdpRules};

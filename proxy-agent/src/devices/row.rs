@@ -12,7 +12,7 @@ use super::{
     class::{Class, ClassRules},
     inventory::{Device, Inventory},
     source::source,
-    xdp::XdpMode,
+    xdp::XdpRules,
 };
 
 /// What the administrator says about devices.
@@ -23,7 +23,7 @@ pub struct DeviceRules {
     /// Which of them pods send through.
     pub pods: PodDevices,
     /// Which uplinks' packets are met before the stack.
-    pub xdp: XdpMode,
+    pub xdp: XdpRules,
 }
 
 /// The devices that pods send through, if local traffic is detected by device.

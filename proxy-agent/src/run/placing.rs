@@ -50,7 +50,7 @@ impl Placing {
         let table = HashTable::<Table>::open(pins)?;
         let rows = table.entries().map(|entry| entry.map(|(index, row)| (Ifindex(index), row)));
         Ok(Self {
-            bypass: Bypass::start(pins, rules.xdp)?,
+            bypass: Bypass::start(pins, rules.xdp.clone())?,
             rules,
             rows: rows.collect::<Result<_, _>>()?,
             table,
@@ -140,10 +140,10 @@ impl Placing {
                 unserved.insert(index, error);
             }
             if self.rows.get(&index).is_some_and(|row| class_of(row) == Class::Uplink) {
-                self.bypass.place(datapath, pins, device, all);
+                self.bypass.want(device, all);
             }
         }
-        self.bypass.finish(pins, all)?;
+        self.bypass.finish(datapath, pins, all)?;
         self.skipped = skipped;
         self.unserved = unserved;
         self.detach(pins, all, &wanted)

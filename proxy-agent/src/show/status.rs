@@ -21,7 +21,7 @@ use proxy_common::{
         Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Misfits, Passages,
         Pods, ServiceDrops, ServiceNames, Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
     },
-    xdp::{Passage, XdpDevice, XdpStand},
+    xdp::{Passage, XdpDevice, XdpMode, XdpStand},
 };
 use proxy_model::ServicePortName;
 use serde::Serialize;
@@ -94,7 +94,7 @@ pub struct DeviceRow {
     pub ingress: Option<u32>,
     /// Kernel id of the program at egress.
     pub egress: Option<u32>,
-    /// Whether its packets are met before the stack: `native`, or why not. `None` if it is no uplink.
+    /// Whether its packets are met before the stack: `native`, `generic`, or why not. `None` if it is no uplink.
     pub xdp: Option<String>,
 }
 
@@ -255,16 +255,17 @@ fn attached(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
     for entry in HashTable::<XdpDevices>::open(pins)?.entries() {
         let (index, uplink) = entry?;
         if let Some(row) = rows.get_mut(&index) {
-            row.xdp = Some(describe_xdp(uplink, met.iter().any(|(device, _)| device.0 == index)));
+            let mode = met.iter().find(|(device, _)| device.0 == index).map(|(_, mode)| *mode);
+            row.xdp = Some(describe_xdp(uplink, mode));
         }
     }
     Ok(rows.into_values().collect())
 }
 
-/// How an uplink stands, in words.
-fn describe_xdp(uplink: XdpDevice, is_attached: bool) -> String {
+/// How an uplink stands that has a program of this mode, in words.
+fn describe_xdp(uplink: XdpDevice, attached: Option<XdpMode>) -> String {
     match uplink.stand() {
-        Some(XdpStand::Native) if !is_attached => "missing".to_owned(),
+        Some(stand) if stand.mode().is_some() && stand.mode() != attached => "missing".to_owned(),
         Some(XdpStand::Refused) => {
             let error = std::io::Error::from_raw_os_error(uplink.error.cast_signed());
             format!("{}: {error}", XdpStand::Refused.as_str())
@@ -348,12 +349,17 @@ mod tests {
     #[test]
     fn uplinks_tell_why_their_packets_are_not_met_before_the_stack() {
         let native = XdpDevice::new(XdpStand::Native);
-        assert_eq!(describe_xdp(native, true), "native");
-        assert_eq!(describe_xdp(native, false), "missing");
-        assert_eq!(describe_xdp(XdpDevice::new(XdpStand::Off), false), "off");
-        let refused = describe_xdp(XdpDevice::refused(95), false);
+        let generic = XdpDevice::new(XdpStand::Generic);
+        for (row, by_driver, by_kernel) in [(native, "native", "missing"), (generic, "missing", "generic")] {
+            assert_eq!(describe_xdp(row, Some(XdpMode::Native)), by_driver);
+            assert_eq!(describe_xdp(row, Some(XdpMode::Generic)), by_kernel);
+            assert_eq!(describe_xdp(row, None), "missing");
+        }
+        assert_eq!(describe_xdp(XdpDevice::new(XdpStand::Off), None), "off");
+        let refused = describe_xdp(XdpDevice::refused(95), None);
         assert!(refused.starts_with("refused: Operation not supported"), "{refused}");
-        assert_eq!(describe_xdp(XdpDevice { stand: 99, ..XdpDevice::default() }, true), "unknown");
+        let newer = XdpDevice { stand: 99, ..XdpDevice::default() };
+        assert_eq!(describe_xdp(newer, Some(XdpMode::Native)), "unknown");
     }
 
     #[test]

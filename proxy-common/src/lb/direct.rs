@@ -17,8 +17,7 @@ use crate::{
 };
 
 use super::{
-    Insert, Memory, Packet, Tables, Translation, drafted, follow, remember, select::Selection,
-    tables::FlowRef as _,
+    Insert, Memory, Packet, Tables, Translation, drafted, follow, select::Selection, tables::FlowRef as _,
 };
 
 /// Slots that are looked through for a backend of this node: more pods than kubelet takes on a node, several times over.

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS},
-    helpers::bpf_redirect,
+    helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
     macros::{map, xdp},
     maps::Array,
     programs::XdpContext,
@@ -34,6 +34,8 @@ struct Generator {
     device: u32,
     /// How many have been sent; the lower bits say which frame comes next.
     count: u32,
+    /// How much of the room in front of a frame is taken away, in bytes.
+    taken: i32,
 }
 
 /// Sends the next frame. What the memory of this one had before does not matter: receivers have rewritten it.
@@ -47,9 +49,16 @@ fn xdp_generate(ctx: XdpContext) -> u32 {
 fn generate(ctx: &XdpContext) -> Option<u32> {
     let generator = GENERATOR.get_ptr_mut(0)?;
     // SAFETY: one generator runs at a time.
-    let Generator { device, count } = unsafe { generator.read() };
+    let Generator { device, count, taken } = unsafe { generator.read() };
     // SAFETY: as above.
     unsafe { (*generator).count = count.wrapping_add(1) };
+    if taken != 0 {
+        // SAFETY: plain helpers on this context; what they refuse leaves a frame that is too short or too long for all that follows.
+        let moved = unsafe { bpf_xdp_adjust_head(ctx.ctx, -taken) | bpf_xdp_adjust_tail(ctx.ctx, -taken) };
+        if moved != 0 {
+            return None;
+        }
+    }
     let frame = FRAMES_SENT.get(count % FRAMES)?;
     let place = packet::<[u32; FRAME / 4]>(ctx, 0)?;
     // SAFETY: checked against the packet's end; there are no fewer words in the map.

@@ -17,7 +17,7 @@ use proxy_common::{
     route::{LinkAddress, Way},
     shortcut::{Shortcut, ShortcutFlags},
     tuple::{FlowKey, Hook},
-    xdp::Passage,
+    xdp::{Passage, XdpMode},
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -47,26 +47,26 @@ const _: () = assert!(size_of::<Ethernet>() == EthHdr::LEN);
 
 /// Runs the hook on a packet and returns the XDP action.
 #[inline(always)]
-pub(crate) fn run(ctx: &XdpContext) -> u32 {
+pub(crate) fn run(ctx: &XdpContext, mode: XdpMode) -> u32 {
     let Some(ethernet) = ctx.load::<Ethernet>(0) else {
         return XDP_PASS;
     };
     match ethernet.kind {
-        IPV4 => of_family::<Ipv4>(ctx, &ethernet),
-        IPV6 => of_family::<Ipv6>(ctx, &ethernet),
+        IPV4 => of_family::<Ipv4>(ctx, &ethernet, mode),
+        IPV6 => of_family::<Ipv6>(ctx, &ethernet, mode),
         _ => XDP_PASS,
     }
 }
 
 /// The same for a packet of a family. Out of line: one family's variables and the other's would be too much for one stack.
 #[inline(never)]
-fn of_family<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet) -> u32 {
-    forward::<I>(ctx, ethernet).unwrap_or(XDP_PASS)
+fn of_family<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet, mode: XdpMode) -> u32 {
+    forward::<I>(ctx, ethernet, mode).unwrap_or(XDP_PASS)
 }
 
 /// Sends the packet on if it can be; `None` if the stack is to see it, as it came.
 #[inline(always)]
-fn forward<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet) -> Option<u32> {
+fn forward<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet, mode: XdpMode) -> Option<u32> {
     let plain = Plain::read::<I>(ctx)?;
     let packet = &plain.parsed.packet;
     let hash = TupleHash::of(&packet.key);
@@ -77,7 +77,7 @@ fn forward<I: IpHeader>(ctx: &XdpContext, ethernet: &Ethernet) -> Option<u32> {
     if !shortcut.flags.contains(ShortcutFlags::THROUGH) {
         return None;
     }
-    let passage = plain.passage(ethernet, &shortcut.way);
+    let passage = plain.passage(ethernet, mode, &shortcut.way);
     maps::count_passage(passage);
     if passage != Passage::Forwarded {
         return None;
@@ -111,8 +111,8 @@ fn find_way(ctx: &XdpContext, routed: &FlowKey, shortcut: &mut Shortcut) -> bool
     route::ask(ctx, routed, *device, *class, way);
     if way.device == *device {
         way.entrance = way.own;
-    } else if let Some(entrance) = between(*device, way.device) {
-        way.entrance = entrance;
+    } else if let Some(entrance) = maps::xdp_device(*device) {
+        way.entrance = entrance.address;
     } else {
         way.device = 0;
     }
@@ -174,8 +174,13 @@ impl Plain {
 
     /// What becomes of it on a way.
     #[inline(always)]
-    fn passage(&self, ethernet: &Ethernet, way: &Way) -> Passage {
-        if way.device == 0 || self.length > usize::from(way.mtu) {
+    fn passage(&self, ethernet: &Ethernet, mode: XdpMode, way: &Way) -> Passage {
+        let came = self.parsed.packet.device;
+        // How the exit stands is not remembered: what is sent there after it has lost its program is lost.
+        if way.device == 0
+            || self.length > usize::from(way.mtu)
+            || way.device != came && !maps::xdp_device(way.device).is_some_and(|exit| exit.takes_from(mode))
+        {
             return Passage::Route;
         }
         // Others' packets come by, too: flooded, or to a device on top of this one.
@@ -185,15 +190,6 @@ impl Plain {
             Passage::Form
         }
     }
-}
-
-/// The link-layer address of the device that a packet came by, if it may leave by another: drivers take frames from others
-/// that have a program of their own.
-#[inline(always)]
-fn between(came: u32, leaves: u32) -> Option<LinkAddress> {
-    let exit = maps::xdp_device(leaves)?;
-    let entrance = maps::xdp_device(came)?;
-    exit.is_native().then_some(entrance.address)
 }
 
 /// Makes of the packet what both hooks and the stack would.

@@ -24,10 +24,30 @@ const WORDS: usize = FRAME.div_ceil(8);
 /// Frames that are sent before anybody meets them; the queue of a veth has 256 places.
 const BATCH: u32 = 64;
 
+/// Room in front of frames, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Headroom {
+    /// As drivers leave it that can run programs (`XDP_PACKET_HEADROOM`): 256.
+    Programs,
+    /// As most others do (`NET_SKB_PAD`): 64.
+    Packets,
+}
+
+impl Headroom {
+    /// What is taken away of the room that frames are made with.
+    const fn taken(self) -> u32 {
+        match self {
+            Self::Programs => 0,
+            Self::Packets => 256 - 64,
+        }
+    }
+}
+
 /// The generator, and what counts its packets where they end.
 #[derive(Debug)]
 pub struct Generator {
     ebpf: Ebpf,
+    headroom: Headroom,
 }
 
 /// As long as this is held, UDP packets over IPv4 end at a device.
@@ -35,7 +55,7 @@ pub struct Generator {
 pub struct Swallow(#[expect(dead_code, reason = "its drop takes the program off")] XdpLink);
 
 impl Generator {
-    /// A generator of these frames, in turn.
+    /// A generator of these frames, in turn, with so much room in front of them.
     ///
     /// # Errors
     ///
@@ -44,7 +64,7 @@ impl Generator {
     /// # Panics
     ///
     /// If a frame is shorter than [`FRAME`].
-    pub fn load(frames: &[Vec<u8>; FRAMES]) -> Result<Self> {
+    pub fn load(frames: &[Vec<u8>; FRAMES], headroom: Headroom) -> Result<Self> {
         let bytes =
             std::fs::read(Path::new(OBJECT)).with_context(|| format!("{OBJECT}: run `cargo xtask build`"))?;
         let mut ebpf = Ebpf::load(&bytes)?;
@@ -60,7 +80,7 @@ impl Generator {
             let words: Vec<_> = words.iter().map(|word| u64::from_ne_bytes(*word)).collect();
             map.set(index, <[u64; WORDS]>::try_from(words.as_slice())?, 0)?;
         }
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, headroom })
     }
 
     /// Sends so many packets by a device of the namespace that the calling thread is in; returns when whatever the kernel does
@@ -71,8 +91,8 @@ impl Generator {
     /// If the kernel refuses to.
     pub fn send(&mut self, device: u32, packets: u32) -> Result<()> {
         let map = self.ebpf.map_mut("GENERATOR").context("no generator")?;
-        // Its `Generator`: the device, and a count that begins anew.
-        Array::<_, [u32; 2]>::try_from(map)?.set(0, [device, 0], 0)?;
+        // Its `Generator`: the device, a count that begins anew, and room.
+        Array::<_, [u32; 3]>::try_from(map)?.set(0, [device, 0, self.headroom.taken()], 0)?;
         let frame = [0; FRAME];
         let options = TestRunOptions {
             data_in: Some(&frame),
@@ -84,15 +104,15 @@ impl Generator {
         Ok(())
     }
 
-    /// Has UDP packets over IPv4 end at a device of a namespace.
+    /// Has UDP packets over IPv4 end at a device of a namespace, by its driver or before its stack.
     ///
     /// # Errors
     ///
-    /// If its driver has no room for a program.
-    pub fn swallow(&mut self, namespace: &Namespace, device: &str) -> Result<Swallow> {
+    /// If there is no room for a program.
+    pub fn swallow(&mut self, namespace: &Namespace, device: &str, mode: XdpMode) -> Result<Swallow> {
         let swallow = program(&mut self.ebpf, "xdp_swallow")?;
         namespace.run(|| {
-            let link = swallow.attach(device, XdpMode::Driver).with_context(|| format!("end at {device}"))?;
+            let link = swallow.attach(device, mode).with_context(|| format!("end at {device}"))?;
             Ok(Swallow(swallow.take_link(link)?))
         })
     }

@@ -154,7 +154,7 @@ fn expect_services(report: &Value) -> Result<()> {
         ensure!(*found == ways, "{what:?}: {found:?}");
     }
     let packets = report["packets"].as_array().context("no packets")?;
-    ensure!(packets.len() == 6, "packets by {} ways", packets.len());
+    ensure!(packets.len() == 7, "packets by {} ways", packets.len());
     for row in packets {
         // What the node takes is the difference of two short measurements here, which may come out as anything.
         for figure in ["without", "through"] {

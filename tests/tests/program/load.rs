@@ -11,6 +11,7 @@ use proxy_common::tables::{
     ServiceDrops, ServiceNames, ServiceTraffic, Settings, Shortcuts, Slots, Sockets, SourceRanges, Table,
     TableKind, XdpDevices,
 };
+use proxy_common::xdp::XdpMode;
 use sluice_tests::{harness, kernel::Kernel};
 
 /// Most instructions that the verifier may walk, by program: some more than it did when this was written, and well below the
@@ -22,7 +23,7 @@ const WALKED: [(Program, u32); 5] = [
     (Program::EgressL3, 140_000),
     (Program::Clock, 10),
 ];
-/// The same for the program before the stack.
+/// The same for the programs before the stack.
 const WALKED_BEFORE: u32 = 15_000;
 
 fn kernel() -> Option<Kernel> {
@@ -43,9 +44,14 @@ fn the_verifier_walks_no_more_than_budgeted() -> Result<()> {
         let walked = info.verified_instruction_count().context("the kernel does not tell")?;
         ensure!(walked <= budget, "{program:?}: {walked} instructions walked, budget {budget}");
     }
-    let walked =
-        kernel.xdp_program()?.info()?.verified_instruction_count().context("the kernel does not tell")?;
-    ensure!(walked <= WALKED_BEFORE, "XDP: {walked} instructions walked, budget {WALKED_BEFORE}");
+    for mode in XdpMode::ALL {
+        let info = kernel.xdp_program(mode)?.info()?;
+        let walked = info.verified_instruction_count().context("the kernel does not tell")?;
+        ensure!(
+            walked <= WALKED_BEFORE,
+            "XDP, {mode:?}: {walked} instructions walked, budget {WALKED_BEFORE}"
+        );
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use proxy_common::{
     frontend::ServiceId,
     time::Ticks,
     tuple::{FlowKey, Protocol},
-    xdp::{XdpDevice, XdpStand},
+    xdp::{XdpDevice, XdpMode, XdpStand},
 };
 use sluice_tests::{
     harness,
@@ -94,7 +94,10 @@ fn packets_of_running_flows_become_what_hooks_and_stack_make_of_them() {
     for_each(|bed| {
         // tc is not told here that the source is to be rewritten; it looks if the client could be a backend.
         bed.kernel.set_backend(BackendId(9), ServiceId(9), bed.client, SERVING, Generation(1))?;
-        for (frame, expected, next) in bed.both_ways() {
+        let [request, reply] = bed.both_ways();
+        let by = |mode| [request.clone(), reply.clone()].map(|case| (mode, case));
+        for (mode, (frame, expected, next)) in XdpMode::ALL.into_iter().flat_map(by) {
+            bed.mode = mode;
             let expected = forwarded(expected.bytes(), next);
             bed.run_flows()?;
             let before = bed.kernel.traffic(SERVICE)?;
@@ -297,7 +300,7 @@ fn what_is_remembered_holds_until_a_flow_changes() {
     });
 }
 
-/// The other uplink has the program, too, or what the driver makes of the frame is not known.
+/// To a driver, the other uplink has to be one whose driver has the program, too, or what that makes of the frame is not known.
 #[test]
 fn packets_may_leave_by_another_uplink() {
     for_each(|bed| {
@@ -308,11 +311,13 @@ fn packets_may_leave_by_another_uplink() {
         };
         bed.namespace.ip(&format!("route replace {pods} via {via}"))?;
         let other = if_nametoindex("other0")?;
-        let native = XdpDevice::new(XdpStand::Native);
-        let own = native.at([[2, 0], [0, 0], [0, 2]].map(u16::from_ne_bytes));
+        let [native, generic] = [XdpStand::Native, XdpStand::Generic].map(XdpDevice::new);
+        let address = [[2, 0], [0, 0], [0, 2]].map(u16::from_ne_bytes);
+        let own = native.at(address);
         expect_left(bed, "nothing is known of either", &request.bytes())?;
         for (what, came, leaves) in [
             ("the other one has no program", own, XdpDevice::new(XdpStand::Off)),
+            ("the other one's driver has none", own, generic),
             ("nothing is known of the address", native, native),
             ("somebody else's", native.at([1, 2, 3]), native),
         ] {
@@ -322,13 +327,29 @@ fn packets_may_leave_by_another_uplink() {
             bed.run_flows()?;
             expect_left(bed, what, &request.bytes())?;
         }
-        bed.kernel.set_xdp_device(bed.device, own)?;
-        bed.run_flows()?;
-        let (action, out) = bed.run(&request.bytes())?;
         let mut expected = forwarded(expected.bytes(), [2, 0, 0, 0, 0, 5]);
         expected[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 7]);
-        ensure!(action == REDIRECT && out == expected, "{action}: {out:02x?} is not {expected:02x?}");
-        ensure!(bed.kernel.passages()?[0] == 1, "{:?}", bed.kernel.passages()?);
+        for (number, mode, came, leaves) in [
+            (1, XdpMode::Native, own, native),
+            (2, XdpMode::Generic, generic.at(address), native),
+            (3, XdpMode::Generic, generic.at(address), generic),
+        ] {
+            bed.mode = mode;
+            bed.kernel.set_xdp_device(bed.device, came)?;
+            bed.kernel.set_xdp_device(other, leaves)?;
+            bed.run_flows()?;
+            let (action, out) = bed.run(&request.bytes())?;
+            ensure!(
+                action == REDIRECT && out == expected,
+                "{mode:?}, {action}: {out:02x?}, not {expected:02x?}"
+            );
+            ensure!(bed.kernel.passages()?[0] == number, "{mode:?}: {:?}", bed.kernel.passages()?);
+        }
+        bed.kernel.set_xdp_device(other, XdpDevice::new(XdpStand::Refused))?;
+        ensure!(
+            bed.run(&request.bytes())? == (PASS, request.bytes()),
+            "nothing on the driver's behalf, either"
+        );
         Ok(())
     });
 }

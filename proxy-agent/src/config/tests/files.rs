@@ -250,7 +250,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
     let all = format!(
         "{head}apiServers: [https://192.0.2.1:6443, https://192.0.2.2:6443]\nbpffs: /a\ncgroup: /b\nlocalClientDevices: [tun*]\n\
          uplinkDevices: [eth0]\nlocalhostNodePorts: false\nlog: warn\nnodePortRange: 1-2\nserveExternalIPs: false\nsocketLB: host-only\n\
-         xdp: native\nauditInterval: 60s\nbackendSelection: maglev\nnewFlowLimit: 5000\n\
+         xdp: native,eth1=generic\nauditInterval: 60s\nbackendSelection: maglev\nnewFlowLimit: 5000\n\
          externalForwarding: dsr\ndsrPort: 7000\n"
     );
     let loaded = read(&all, &["--bpffs=/c", "--socket-lb=off", "--cluster-cidr=10.0.0.0/8"]).unwrap();
@@ -258,7 +258,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
     let expected = json!({
         "apiServers": ["https://192.0.2.1:6443", "https://192.0.2.2:6443"],
         "bpffs": "/c", "cgroup": "/b", "localClientDevices": ["tun*"], "uplinkDevices": ["eth0"], "log": "warn",
-        "localhostNodePorts": false, "nodePortRange": "1-2", "serveExternalIPs": false, "socketLB": "off", "xdp": "native",
+        "localhostNodePorts": false, "nodePortRange": "1-2", "serveExternalIPs": false, "socketLB": "off", "xdp": "native,eth1=generic",
         "auditInterval": "1m0s", "backendSelection": "maglev", "newFlowLimit": 5000,
         "externalForwarding": "dsr", "dsrPort": 7000,
     });
@@ -269,7 +269,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
         (format!("{head}bpfs: /a\n"), &["FILE: line 3, column 7: unknown field bpfs"][..]),
         (format!("{head}nodePortRange: 9-1\n"), &["FILE, line 3, column 16: nodePortRange: ", "empty"]),
         (format!("{head}socketLB: pods\n"), &["FILE, line 3, column 11: socketLB: ", "pods", "host-only"]),
-        (format!("{head}xdp: generic\n"), &["FILE, line 3, column 6: xdp: ", "generic", "native"]),
+        (format!("{head}xdp: fast\n"), &["FILE, line 3, column 6: xdp: ", "fast", "native"]),
         (
             format!("{head}backendSelection: ring\n"),
             &["FILE, line 3, column 19: backendSelection: ", "ring", "maglev"],

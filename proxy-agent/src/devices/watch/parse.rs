@@ -6,11 +6,19 @@ use proxy_model::Family;
 use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
 use crate::devices::inventory::{Address, Device, DeviceKind, Ifindex, LinkHeader, Standing};
+
+/// The device that a VXLAN's packets leave by, if this is it.
+fn vxlan_device(option: &InfoVxlan) -> Option<Ifindex> {
+    match option {
+        InfoVxlan::Link(index) if *index != 0 => Some(Ifindex(*index)),
+        _ => None,
+    }
+}
 
 /// A device.
 pub(super) fn device(message: &LinkMessage) -> Device {
@@ -29,10 +37,16 @@ pub(super) fn device(message: &LinkMessage) -> Device {
             LinkAttribute::Link(value) if *value != 0 => link = Some(Ifindex(*value)),
             LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
-                info = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind),
-                    _ => None,
-                });
+                for part in infos {
+                    match part {
+                        LinkInfo::Kind(kind) => info = Some(kind),
+                        // To VXLAN, the device is one of its options.
+                        LinkInfo::Data(InfoData::Vxlan(options)) => {
+                            link = link.or_else(|| options.iter().find_map(vxlan_device));
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -231,6 +245,9 @@ mod tests {
         assert_eq!(lower(InfoKind::Veth, &below), None);
         assert_eq!(lower(InfoKind::MacVlan, &[LinkAttribute::Link(3), LinkAttribute::LinkNetNsId(0)]), None);
         assert_eq!(lower(InfoKind::GreTun, &[LinkAttribute::Link(7)]), None);
+        let options = InfoData::Vxlan(vec![InfoVxlan::Id(1), InfoVxlan::Link(3)]);
+        let vxlan = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(options)]);
+        assert_eq!(link(None, LinkLayerType::Ether, &[vxlan]).lower, Some(Ifindex(3)));
         let port = link(None, LinkLayerType::Ether, &[LinkAttribute::Controller(4)]);
         assert_eq!(port.controller, Some(Ifindex(4)));
         assert_eq!(port.name, "d7");

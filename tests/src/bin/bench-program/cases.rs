@@ -138,7 +138,7 @@ impl Bench<'_> {
     fn uplink(&mut self, v6: bool, protocol: Protocol) -> Result<()> {
         let mut uplink = Uplink::new(v6, protocol)?;
         let (hook, program) =
-            (Hook::Xdp { device: uplink.device }, uplink.kernel.xdp_program()?.fd()?.try_clone()?);
+            (Hook::Xdp { device: uplink.device }, uplink.kernel.xdp_program(uplink.mode)?.fd()?.try_clone()?);
         let target = Target { program, hook, action: TX };
         let group = group("XDP", v6, protocol);
         let [(request, ..), (reply, ..)] = uplink.both_ways();

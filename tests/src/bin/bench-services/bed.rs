@@ -137,7 +137,7 @@ impl Bed {
                 self.proxy = Proxy::Empty(EmptyPrograms::attach(&self.cluster.nodes)?);
                 Ok(None)
             }
-            System::Sluice | System::SluiceXdp => self.start_agents().map(Some),
+            System::Sluice | System::SluiceXdp | System::SluiceXdpGeneric => self.start_agents().map(Some),
             System::Iptables | System::IptablesLegacy | System::Nftables => match kube_proxy::program() {
                 Some(_) => self.start_kube_proxies().map(Some),
                 None => self.write_rules().map(Some),
@@ -175,7 +175,11 @@ impl Bed {
         let api = self.start_api()?;
         let mut agents = Vec::new();
         for (node, cgroup) in self.cluster.nodes.iter().zip(&self.cgroups) {
-            let xdp = if self.system == System::SluiceXdp { "native" } else { "off" };
+            let xdp = match self.system {
+                System::SluiceXdp => "native",
+                System::SluiceXdpGeneric => "generic",
+                _ => "off",
+            };
             let arguments = [
                 format!("--cgroup={}", cgroup.path().display()),
                 "--socket-lb=on".to_owned(),

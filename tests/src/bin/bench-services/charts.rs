@@ -44,7 +44,7 @@ const fn series(peer: Peer) -> usize {
     match peer {
         Peer::Sluice => 0,
         Peer::SluicePackets => 4,
-        Peer::SluiceXdp => 3,
+        Peer::SluiceXdp | Peer::SluiceXdpGeneric => 3,
         Peer::Iptables => 1,
         Peer::IptablesLegacy => 5,
         Peer::Nftables => 2,
@@ -56,7 +56,7 @@ const fn series(peer: Peer) -> usize {
 const fn series_of(system: System) -> usize {
     match system {
         System::Sluice => series(Peer::Sluice),
-        System::SluiceXdp => series(Peer::SluiceXdp),
+        System::SluiceXdp | System::SluiceXdpGeneric => series(Peer::SluiceXdp),
         System::Iptables => series(Peer::Iptables),
         System::IptablesLegacy => series(Peer::IptablesLegacy),
         System::Nftables => series(Peer::Nftables),

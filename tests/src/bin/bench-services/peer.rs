@@ -19,6 +19,8 @@ pub(crate) enum Peer {
     SluicePackets,
     /// Sluice, before the stack (`--xdp=native`).
     SluiceXdp,
+    /// The same on behalf of drivers (`--xdp=generic`).
+    SluiceXdpGeneric,
     /// kube-proxy's mode iptables, by the iptables that speaks to nf_tables.
     #[value(alias = "iptables-nft")]
     Iptables,
@@ -30,11 +32,12 @@ pub(crate) enum Peer {
 
 impl Peer {
     /// All but those that explain figures of others.
-    pub(crate) const USUAL: [Self; 7] = [
+    pub(crate) const USUAL: [Self; 8] = [
         Self::Direct,
         Self::Sluice,
         Self::SluicePackets,
         Self::SluiceXdp,
+        Self::SluiceXdpGeneric,
         Self::Iptables,
         Self::IptablesLegacy,
         Self::Nftables,
@@ -47,6 +50,7 @@ impl Peer {
             Self::DirectEmpty => System::Empty,
             Self::Sluice | Self::SluicePackets => System::Sluice,
             Self::SluiceXdp => System::SluiceXdp,
+            Self::SluiceXdpGeneric => System::SluiceXdpGeneric,
             Self::Iptables => System::Iptables,
             Self::IptablesLegacy => System::IptablesLegacy,
             Self::Nftables => System::Nftables,
@@ -60,6 +64,7 @@ impl Peer {
             Self::Sluice => "Sluice",
             Self::SluicePackets => "Sluice, by packet",
             Self::SluiceXdp => "Sluice, XDP",
+            Self::SluiceXdpGeneric => "Sluice, generic XDP",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -79,6 +84,8 @@ pub(crate) enum System {
     Sluice,
     /// The same, with programs before the stack.
     SluiceXdp,
+    /// The same, with programs before the stack that no driver runs.
+    SluiceXdpGeneric,
     /// Rules of iptables, in nf_tables.
     Iptables,
     /// Rules of iptables, in its own tables.
@@ -94,6 +101,7 @@ impl System {
             Self::Empty => "empty programs",
             Self::Sluice => "Sluice",
             Self::SluiceXdp => "Sluice, XDP",
+            Self::SluiceXdpGeneric => "Sluice, generic XDP",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -103,13 +111,13 @@ impl System {
     /// Whether requests and changes are measured of it. Requests between the test bed's virtual devices would show what it takes
     /// to copy each packet into a frame of the kind that a card's driver has already.
     pub(crate) const fn answers(self) -> bool {
-        !matches!(self, Self::SluiceXdp)
+        !matches!(self, Self::SluiceXdp | Self::SluiceXdpGeneric)
     }
 
     /// The program that writes its rules, if it has any.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Empty | Self::Sluice | Self::SluiceXdp => None,
+            Self::Nothing | Self::Empty | Self::Sluice | Self::SluiceXdp | Self::SluiceXdpGeneric => None,
             Self::Iptables => Some("iptables-nft-restore"),
             Self::IptablesLegacy => Some("iptables-legacy-restore"),
             Self::Nftables => Some("nft"),
