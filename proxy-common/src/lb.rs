@@ -14,7 +14,7 @@
 //! connection stands out of line: `select` chooses, `remember` writes. Processes whose sockets are served choose in the
 //! same way before there is a packet: `process`. Who listens at a service's address on the node itself comes first: `own`.
 //! What goes to the backend's node encapsulated, and what comes from others so: `direct`.
-//! [`through`] asks both hooks' questions at once, of packets that the stack need not see.
+//! `through` asks both hooks' questions at once, of packets that the stack need not see.
 
 mod cache;
 mod direct;
