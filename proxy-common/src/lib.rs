@@ -22,6 +22,7 @@ pub mod checksum;
 pub mod config;
 pub mod counters;
 pub mod crc32c;
+pub mod delivery;
 pub mod device;
 pub mod drop;
 pub mod dsr;
@@ -50,4 +51,4 @@ pub mod xdp;
 /// Raise it in the commit that changes the size, order or meaning of a field of a key or value, so that an
 /// agent never adopts maps which it would misread. In every layout, `FRONTENDS` and `ADDRESSES` are hash tables without which no
 /// flow begins: an agent of another one empties them, so that these programs go on with what they have.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;

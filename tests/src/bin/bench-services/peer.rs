@@ -19,6 +19,8 @@ pub(crate) enum Peer {
     SluicePackets,
     /// Sluice, before the stack (`--xdp=native`).
     SluiceXdp,
+    /// Sluice, by packets, past the stack on their own node (`--local-delivery=direct`); only if it is named.
+    SluiceDelivery,
     /// kube-proxy's mode iptables, by the iptables that speaks to nf_tables.
     #[value(alias = "iptables-nft")]
     Iptables,
@@ -47,6 +49,7 @@ impl Peer {
             Self::DirectEmpty => System::Empty,
             Self::Sluice | Self::SluicePackets => System::Sluice,
             Self::SluiceXdp => System::SluiceXdp,
+            Self::SluiceDelivery => System::SluiceDelivery,
             Self::Iptables => System::Iptables,
             Self::IptablesLegacy => System::IptablesLegacy,
             Self::Nftables => System::Nftables,
@@ -60,6 +63,7 @@ impl Peer {
             Self::Sluice => "Sluice",
             Self::SluicePackets => "Sluice, by packet",
             Self::SluiceXdp => "Sluice, XDP",
+            Self::SluiceDelivery => "Sluice, direct delivery",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -79,6 +83,8 @@ pub(crate) enum System {
     Sluice,
     /// The same, with programs before the stack.
     SluiceXdp,
+    /// The same as the first, with local delivery past the stack.
+    SluiceDelivery,
     /// Rules of iptables, in nf_tables.
     Iptables,
     /// Rules of iptables, in its own tables.
@@ -94,6 +100,7 @@ impl System {
             Self::Empty => "empty programs",
             Self::Sluice => "Sluice",
             Self::SluiceXdp => "Sluice, XDP",
+            Self::SluiceDelivery => "Sluice, direct delivery",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -109,7 +116,7 @@ impl System {
     /// The program that writes its rules, if it has any.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Empty | Self::Sluice | Self::SluiceXdp => None,
+            Self::Nothing | Self::Empty | Self::Sluice | Self::SluiceXdp | Self::SluiceDelivery => None,
             Self::Iptables => Some("iptables-nft-restore"),
             Self::IptablesLegacy => Some("iptables-legacy-restore"),
             Self::Nftables => Some("nft"),
