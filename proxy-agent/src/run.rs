@@ -5,6 +5,7 @@
 
 mod audit;
 mod bypass;
+mod delivering;
 mod layouts;
 mod options;
 mod placing;

@@ -17,6 +17,7 @@
 //! `through` asks both hooks' questions at once, of packets that the stack need not see.
 
 mod cache;
+mod delivery;
 mod direct;
 mod own;
 mod process;
@@ -36,6 +37,7 @@ use crate::{
     tuple::{Endpoint, FlowKey, Hook, Protocol},
 };
 
+pub use delivery::{Side, delivered, may_be_delivered};
 pub use direct::{Arrival, Place, admit, count_loss, origin, place};
 pub use own::Listeners;
 pub use process::{Process, Sockets, Wish, believed, wish};

@@ -22,6 +22,7 @@ pub mod checksum;
 pub mod config;
 pub mod counters;
 pub mod crc32c;
+pub mod delivery;
 pub mod device;
 pub mod drop;
 pub mod dsr;

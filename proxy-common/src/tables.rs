@@ -15,6 +15,7 @@ use crate::{
     cache::{CachePage, EPOCHS, PAGES},
     config::NodeSettings,
     counters::{ServiceCounters, ServiceDrop},
+    delivery::{DELIVERIES, Delivery, DeliveryDevice},
     device::Device,
     drop::DropReason,
     event::Lease,
@@ -390,6 +391,45 @@ impl Table for Passages {
     const KIND: TableKind = TableKind::PerCpuArray;
     #[expect(clippy::cast_possible_truncation, reason = "a handful")]
     const CAPACITY: u32 = Passage::ALL.len() as u32;
+}
+
+/// Number of a device (`ifindex`) -> what is to be known to deliver packets from it and to it past the stack. Written by the
+/// agent, read by the datapath. Absence: the stack delivers.
+#[derive(Debug)]
+pub enum DeliveryDevices {}
+
+impl Table for DeliveryDevices {
+    type Key = u32;
+    type Value = DeliveryDevice;
+    const NAME: &'static str = "DELIVERY_DEVICES";
+    const KIND: TableKind = TableKind::Hash;
+    const CAPACITY: u32 = Devices::CAPACITY;
+}
+
+/// Hash of a tuple -> how its packets are delivered, as the kernel's routing had it lately. Written and read by the datapath.
+/// Another tuple with the same hash takes the place.
+#[derive(Debug)]
+pub enum Deliveries {}
+
+impl Table for Deliveries {
+    type Key = u32;
+    type Value = Delivery;
+    const NAME: &'static str = "DELIVERIES";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = DELIVERIES;
+}
+
+/// Manner ([`Manner`](crate::delivery::Manner)) -> packets of services that were delivered so. Written by the datapath, read by
+/// the agent.
+#[derive(Debug)]
+pub enum Delivered {}
+
+impl Table for Delivered {
+    type Key = u32;
+    type Value = u64;
+    const NAME: &'static str = "DELIVERED";
+    const KIND: TableKind = TableKind::PerCpuArray;
+    const CAPACITY: u32 = 3;
 }
 
 /// 0 -> who listens to events. Written by whoever does, read for each new flow and each drop.

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod cache;
+mod delivery;
 mod dsr;
 mod events;
 mod fragment;
@@ -53,6 +54,12 @@ fn sluice_ingress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 fn sluice_egress_l3(ctx: TcContext) -> i32 {
     hooks::tc::run::<0>(&ctx, Hook::EGRESS)
+}
+
+/// tc ingress, behind everybody else's: packets between a client and a backend on this node go past the stack.
+#[classifier]
+fn sluice_delivery(ctx: TcContext) -> i32 {
+    hooks::delivery::run(&ctx)
 }
 
 /// XDP: what both tc hooks would do to packets of running flows, before the stack. Frames may be longer than a page.

@@ -187,6 +187,12 @@ pub(crate) trait Note {
     fn is_masqueraded(&self) -> bool;
     /// Whether it is to be encapsulated.
     fn is_for_other_node(&self) -> bool;
+    /// Whether there is a note of either kind.
+    fn is_noted(&self) -> bool;
+    /// Whether somebody has marked it, which routing and policy may ask for.
+    fn is_marked(&self) -> bool;
+    /// What each segment carries that it will be taken apart into; 0 if it will not.
+    fn segment_size(&self) -> u32;
     /// Leaves the note.
     fn masquerade(&self);
     /// Leaves the other one.
@@ -212,6 +218,23 @@ impl Note for TcContext {
     fn is_for_other_node(&self) -> bool {
         // SAFETY: a field of the context.
         unsafe { (*self.skb.skb).tc_index == ENCAPSULATE }
+    }
+
+    #[inline(always)]
+    fn is_noted(&self) -> bool {
+        self.is_masqueraded() || self.is_for_other_node()
+    }
+
+    #[inline(always)]
+    fn is_marked(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { (*self.skb.skb).mark != 0 }
+    }
+
+    #[inline(always)]
+    fn segment_size(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { (*self.skb.skb).gso_size }
     }
 
     #[inline(always)]

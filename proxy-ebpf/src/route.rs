@@ -14,22 +14,23 @@ use proxy_common::{
 use crate::wire::{IpHeader, Ipv4, Ipv6};
 
 /// What the kernel is asked, and where it writes its answer (`struct bpf_fib_lookup`).
+#[derive(Default)]
 #[repr(C)]
-struct Question {
-    family: u8,
-    protocol: Protocol,
-    source_port: Be16,
-    destination_port: Be16,
+pub(crate) struct Question {
+    pub(crate) family: u8,
+    pub(crate) protocol: Protocol,
+    pub(crate) source_port: Be16,
+    pub(crate) destination_port: Be16,
     /// How long the packet is; then, what fits. Nothing is said of it, so that one answer is right for all lengths.
-    mtu: u16,
+    pub(crate) mtu: u16,
     /// The device that the packet came by; then, the one that it leaves by.
-    device: u32,
-    class: u32,
-    source: [u32; 4],
-    destination: [u32; 4],
-    vlan: [u16; 2],
-    own: LinkAddress,
-    next: LinkAddress,
+    pub(crate) device: u32,
+    pub(crate) class: u32,
+    pub(crate) source: [u32; 4],
+    pub(crate) destination: [u32; 4],
+    pub(crate) vlan: [u16; 2],
+    pub(crate) own: LinkAddress,
+    pub(crate) next: LinkAddress,
 }
 
 /// Memory for one question; means nothing between packets, so nobody else knows it.
@@ -51,7 +52,7 @@ pub(crate) fn tuple() -> Option<&'static mut FlowKey> {
 
 impl Question {
     #[inline(always)]
-    fn address<I: IpHeader>(&mut self, tuple: &FlowKey) {
+    pub(crate) fn address<I: IpHeader>(&mut self, tuple: &FlowKey) {
         self.family = I::FAMILY;
         self.source = I::kernels(tuple.source);
         self.destination = I::kernels(tuple.destination);

@@ -75,7 +75,12 @@ impl Configuration {
                 external_forwarding: own.external_forwarding.unwrap_or_default().into(),
                 follow_pods: pods != PodReasons::NONE,
             },
-            devices: DeviceRules { classes, pods: pod_devices, xdp: own.xdp.clone().unwrap_or_default() },
+            devices: DeviceRules {
+                classes,
+                pods: pod_devices,
+                xdp: own.xdp.clone().unwrap_or_default(),
+                delivery: own.local_delivery.unwrap_or_default(),
+            },
             node_ports: own.node_port_range.unwrap_or(PortRange::NODE_PORTS),
             sockets,
             timeouts: self.timeouts(),
@@ -172,7 +177,7 @@ mod tests {
     use proxy_model::{BackendSelection, ExternalForwarding};
 
     use super::{super::tests::load, *};
-    use crate::datapath::Capacities;
+    use crate::{datapath::Capacities, devices::LocalDelivery};
 
     fn parse(flags: &[&str]) -> Result<Options, String> {
         load(flags)?.options("node".to_owned()).map_err(|error| error.to_string())
@@ -218,6 +223,7 @@ mod tests {
             "--backend-selection=maglev",
             "--external-forwarding=dsr",
             "--dsr-port=7000",
+            "--local-delivery=direct",
             "--node-port-range=30000+99",
             "--local-client-devices=tun0,vpn*",
             "--local-client-devices",
@@ -235,6 +241,7 @@ mod tests {
         assert_eq!(model.backend_selection, BackendSelection::Maglev);
         assert_eq!((model.external_forwarding, options.dsr_port.get()), (ExternalForwarding::Dsr, 7_000));
         assert_eq!(options.node_ports.ends(), (30_000, 30_099));
+        assert_eq!(options.devices.delivery, LocalDelivery::Direct);
         let names = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
         assert_eq!(options.devices.classes.local_clients, names(&["tun0", "vpn*", "ext0"]));
         assert_eq!(options.devices.classes.uplinks, names(&["eth*"]));

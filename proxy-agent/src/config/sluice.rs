@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{GoDuration, capacity::CapacityOptions, flags::go_bool, kube_proxy::typed};
 use crate::{
-    devices::{NamePattern, XdpRules},
+    devices::{LocalDelivery, NamePattern, XdpRules},
     ports::PortRange,
 };
 
@@ -142,6 +142,12 @@ pub struct SluiceOptions {
     #[arg(long, value_name = "MODE,NAME=MODE,...", help_heading = "Node and clients")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub xdp: Option<XdpRules>,
+    /// How packets between clients of this node, or outside, and backends on this node get from one device to the other. `stack`:
+    /// through the node's IP stack. `direct`: past it, which costs less; rules of netfilter no longer see them, network policy by
+    /// iptables and nftables included [default: stack]
+    #[arg(long, value_name = "stack|direct", value_enum, help_heading = "Node and clients")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_delivery: Option<LocalDelivery>,
     /// How much the tables are to have room for.
     #[command(flatten)]
     #[serde(skip_serializing_if = "CapacityOptions::is_empty")]
@@ -229,6 +235,7 @@ impl SluiceOptions {
             cgroup: self.cgroup.or(file.cgroup),
             localhost_nodeports: self.localhost_nodeports.or(file.localhost_nodeports),
             xdp: self.xdp.or(file.xdp),
+            local_delivery: self.local_delivery.or(file.local_delivery),
             capacities: self.capacities.or(file.capacities),
             log: self.log.or(file.log),
         }

@@ -18,7 +18,7 @@ use super::{
     pins::{self, Pins},
     program::Program,
 };
-use crate::devices::{Device, Ifindex, LinkHeader};
+use crate::devices::{Device, Ifindex, LinkHeader, LocalDelivery};
 
 /// Where a program goes, in which order among others there.
 struct Hook {
@@ -27,21 +27,29 @@ struct Hook {
     order: fn() -> LinkOrder,
 }
 
-/// Outermost on both sides: what a CNI attaches sees pod addresses, as it does behind netfilter's NAT.
-const fn hooks(header: LinkHeader) -> [Hook; 2] {
-    let [ingress, egress] = programs(header);
-    [
-        Hook { program: ingress, at: TcAttachType::Ingress, order: LinkOrder::first },
-        Hook { program: egress, at: TcAttachType::Egress, order: LinkOrder::last },
-    ]
+/// Outermost on both sides: what a CNI attaches sees pod addresses, as it does behind netfilter's NAT. What delivers past the stack
+/// comes where the stack would, behind everybody who may have a say.
+const fn hook(program: Program) -> Hook {
+    match program {
+        Program::Egress | Program::EgressL3 => {
+            Hook { program, at: TcAttachType::Egress, order: LinkOrder::last }
+        }
+        Program::Delivery => Hook { program, at: TcAttachType::Ingress, order: LinkOrder::last },
+        Program::Ingress | Program::IngressL3 | Program::Clock => {
+            Hook { program, at: TcAttachType::Ingress, order: LinkOrder::first }
+        }
+    }
 }
 
-/// The programs for devices with this link header: at ingress, at egress.
+/// The programs for devices with this link header.
 #[must_use]
-pub const fn programs(header: LinkHeader) -> [Program; 2] {
-    match header {
-        LinkHeader::Ethernet => [Program::Ingress, Program::Egress],
-        LinkHeader::None => [Program::IngressL3, Program::EgressL3],
+pub const fn programs(header: LinkHeader, delivery: LocalDelivery) -> &'static [Program] {
+    match (header, delivery) {
+        (LinkHeader::Ethernet, LocalDelivery::Stack) => &[Program::Ingress, Program::Egress],
+        (LinkHeader::Ethernet, LocalDelivery::Direct) => {
+            &[Program::Ingress, Program::Egress, Program::Delivery]
+        }
+        (LinkHeader::None, _) => &[Program::IngressL3, Program::EgressL3],
     }
 }
 
@@ -163,10 +171,15 @@ pub(super) fn pinned<P>(
     Ok(found)
 }
 
-/// Attaches both programs to a device, or puts this build's programs into the links that are already there. A
+/// Attaches its programs to a device, or puts this build's programs into the links that are already there. A
 /// packet meets the old program or the new one, never none.
-pub fn attach(datapath: &mut Datapath, pins: &Pins, device: &Device) -> Result<(), AttachError> {
-    for hook in hooks(device.header) {
+pub fn attach(
+    datapath: &mut Datapath,
+    pins: &Pins,
+    device: &Device,
+    delivery: LocalDelivery,
+) -> Result<(), AttachError> {
+    for hook in programs(device.header, delivery).iter().copied().map(hook) {
         let path = pin(pins, device.index, hook.program.name());
         let classifier = datapath.program(hook.program)?;
         let adopted = adopt(&path, |link| {

@@ -1,9 +1,10 @@
 //! Every table of the datapath object.
 
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, FlowCache,
-    FlowEpochs, Flows, Fragments, Frontends, LostEvents, Misfits, Passages, Pods, ServiceDrops, ServiceNames,
-    ServiceTraffic, Settings, Shortcuts, Slots, Sockets, SourceRanges, Table, XdpDevices,
+    AddressFilter, Addresses, Affinities, Backends, Delivered, Deliveries, DeliveryDevices, Devices, Drops,
+    EventLease, Events, FlowCache, FlowEpochs, Flows, Fragments, Frontends, LostEvents, Misfits, Passages,
+    Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Shortcuts, Slots, Sockets, SourceRanges,
+    Table, XdpDevices,
 };
 
 /// Something to be done with every table.
@@ -43,5 +44,8 @@ pub(super) fn visit<V: Visitor>(visitor: &mut V) -> Result<(), V::Error> {
     visitor.visit::<LostEvents>()?;
     visitor.visit::<XdpDevices>()?;
     visitor.visit::<Shortcuts>()?;
-    visitor.visit::<Passages>()
+    visitor.visit::<Passages>()?;
+    visitor.visit::<DeliveryDevices>()?;
+    visitor.visit::<Deliveries>()?;
+    visitor.visit::<Delivered>()
 }

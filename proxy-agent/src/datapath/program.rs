@@ -13,6 +13,8 @@ pub enum Program {
     IngressL3,
     /// tc egress of such devices.
     EgressL3,
+    /// tc ingress behind all others: delivers past the stack.
+    Delivery,
     /// Tells the time; attached nowhere.
     Clock,
 }
@@ -22,7 +24,8 @@ impl Program {
     pub(super) const EVERYWHERE: [Self; 3] = [Self::Ingress, Self::Egress, Self::Clock];
 
     /// Every program.
-    pub const ALL: [Self; 5] = [Self::Ingress, Self::Egress, Self::IngressL3, Self::EgressL3, Self::Clock];
+    pub const ALL: [Self; 6] =
+        [Self::Ingress, Self::Egress, Self::IngressL3, Self::EgressL3, Self::Delivery, Self::Clock];
 
     /// Its name in the object.
     #[must_use]
@@ -32,6 +35,7 @@ impl Program {
             Self::Egress => "sluice_egress",
             Self::IngressL3 => "sluice_ingress_l3",
             Self::EgressL3 => "sluice_egress_l3",
+            Self::Delivery => "sluice_delivery",
             Self::Clock => "sluice_clock",
         }
     }

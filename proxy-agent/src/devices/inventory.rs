@@ -24,6 +24,8 @@ pub struct Device {
     pub header: LinkHeader,
     /// Its link-layer address; zeros if it has none of six bytes.
     pub address: [u8; 6],
+    /// Whether it is one end of a pair whose other end is in another network namespace, and nothing queues what it sends there.
+    pub leads_into: bool,
     /// The bridge, bond or VRF that it is a port of.
     pub controller: Option<Ifindex>,
     /// The device of this namespace that its packets leave by: that of a VLAN, that of a tunnel.
@@ -137,6 +139,7 @@ pub(super) mod tests {
             kind,
             header: LinkHeader::Ethernet,
             address: [0; 6],
+            leads_into: false,
             controller: None,
             lower: None,
         }

@@ -4,11 +4,13 @@
 //! rtnetlink --list--> Inventory --+-- placement: do the programs belong on it?
 //!                                 +-- row:       class, pod traffic, source addresses
 //!                                 +-- xdp:       are its packets met before the stack?
+//!                                 +-- delivery:  are packets delivered past the stack?
 //! ```
 //!
 //! Only [`watch`](Devices) asks the kernel, and [`ways_to`] for people; everything else is a function of an [`Inventory`].
 
 mod class;
+mod delivery;
 mod inventory;
 mod placement;
 mod row;
@@ -18,6 +20,7 @@ mod way;
 mod xdp;
 
 pub use class::{Class, ClassRules, NamePattern, ParsePatternError};
+pub use delivery::{BridgeNetfilter, LocalDelivery};
 pub use inventory::{Address, Device, DeviceKind, Ifindex, Inventory, LinkHeader, Standing};
 pub use placement::{Skip, placement};
 pub use row::{DeviceRules, PodDevices, row};

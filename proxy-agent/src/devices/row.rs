@@ -10,6 +10,7 @@ use proxy_model::Family;
 
 use super::{
     class::{Class, ClassRules},
+    delivery::LocalDelivery,
     inventory::{Device, Inventory},
     source::source,
     xdp::XdpRules,
@@ -24,6 +25,8 @@ pub struct DeviceRules {
     pub pods: PodDevices,
     /// Which uplinks' packets are met before the stack.
     pub xdp: XdpRules,
+    /// How packets get from one of them to another.
+    pub delivery: LocalDelivery,
 }
 
 /// The devices that pods send through, if local traffic is detected by device.

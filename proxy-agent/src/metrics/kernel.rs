@@ -13,11 +13,12 @@ use prometheus_client::{
 };
 use proxy_common::{
     counters::ServiceCounters,
+    delivery::Manner,
     drop::DropReason,
     frontend::ServiceId,
     tables::{
-        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Passages, ServiceDrops,
-        ServiceNames, ServiceTraffic, Slots, Sockets, SourceRanges, Table,
+        Addresses, Affinities, Backends, Delivered, Devices, Drops, Flows, Fragments, Frontends, Passages,
+        ServiceDrops, ServiceNames, ServiceTraffic, Slots, Sockets, SourceRanges, Table,
     },
     xdp::Passage,
 };
@@ -90,6 +91,8 @@ struct Reading {
     drops: Vec<(&'static str, u64)>,
     /// Packets that were met before the stack, by what became of them.
     passages: Vec<(&'static str, u64)>,
+    /// Packets that were delivered past the stack, by how.
+    deliveries: Vec<(&'static str, u64)>,
     services: Vec<Service>,
 }
 
@@ -110,6 +113,9 @@ impl Reading {
         let counts = PerCpuTable::<Passages>::open(pins)?;
         let count = |passage: Passage| Ok((passage.as_str(), counts.get(passage as u32)?.iter().sum()));
         let passages = Passage::ALL.into_iter().map(count).collect::<Result<_, TableError>>()?;
+        let counts = PerCpuTable::<Delivered>::open(pins)?;
+        let count = |manner: Manner| Ok((manner.as_str(), counts.get(manner.0.into())?.iter().sum()));
+        let deliveries = Manner::ALL.into_iter().map(count).collect::<Result<_, TableError>>()?;
         let mut by_service = BTreeMap::<ServiceId, BTreeMap<&'static str, u64>>::new();
         for entry in PerCpuHashTable::<ServiceDrops>::open(pins)?.entries() {
             let (key, counts) = entry?;
@@ -131,7 +137,7 @@ impl Reading {
             }
         }
         services.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { drops, passages, services })
+        Ok(Self { drops, passages, deliveries, services })
     }
 }
 
@@ -173,10 +179,11 @@ impl Kernel {
 
 impl Collector for Kernel {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Reading { drops, passages, services } = Reading::take(&self.pins).unwrap_or_else(|error| {
+        let read = Reading::take(&self.pins).unwrap_or_else(|error| {
             warn!(error = %crate::report(&error), "cannot read what the kernel counts");
             Reading::default()
         });
+        let Reading { drops, passages, deliveries, services } = read;
         let mut counter =
             |name: &str, help: &str, samples: &dyn Fn(&mut MetricEncoder<'_>) -> fmt::Result| {
                 samples(&mut encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
@@ -187,6 +194,10 @@ impl Collector for Kernel {
         let help = "Packets of running flows that were met before the stack.";
         counter("sluice_xdp_packets", help, &|metric| {
             passages.iter().try_for_each(|(result, count)| put(metric, &[("result", *result)], *count))
+        })?;
+        let help = "Packets of services that were delivered past the stack.";
+        counter("sluice_local_deliveries", help, &|metric| {
+            deliveries.iter().try_for_each(|(manner, count)| put(metric, &[("manner", *manner)], *count))
         })?;
         counter(
             "sluice_service_connections",

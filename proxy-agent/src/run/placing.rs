@@ -8,12 +8,15 @@ use proxy_common::{
 };
 use tracing::{info, warn};
 
-use super::bypass::Bypass;
+use super::{bypass::Bypass, delivering::Delivering};
 use crate::{
     datapath::{
         AttachError, Datapath, HashTable, Pins, TableError, attach, detach_others, pinned_hooks, programs,
     },
-    devices::{Class, Device, DeviceRules, Ifindex, Inventory, LinkHeader, Skip, name_of, placement, row},
+    devices::{
+        Class, Device, DeviceRules, Ifindex, Inventory, LinkHeader, LocalDelivery, Skip, name_of, placement,
+        row,
+    },
     metrics::Devices as Counts,
 };
 
@@ -23,8 +26,8 @@ pub(super) struct Placing {
     table: HashTable<Table>,
     /// What the table contains.
     rows: BTreeMap<Ifindex, Row>,
-    /// Devices that carry this process's programs, and for which header.
-    attached: BTreeMap<Ifindex, LinkHeader>,
+    /// Devices that carry this process's programs, and which.
+    attached: BTreeMap<Ifindex, Carried>,
     /// Devices that do not, and why.
     skipped: BTreeMap<Ifindex, Skip>,
     /// Devices that should, but could not be served.
@@ -33,7 +36,12 @@ pub(super) struct Placing {
     unlisted: BTreeSet<Ifindex>,
     /// What is met before the stack.
     bypass: Bypass,
+    /// What is delivered past it.
+    delivering: Delivering,
 }
+
+/// What decides which programs a device carries.
+type Carried = (LinkHeader, LocalDelivery);
 
 /// A device could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +59,7 @@ impl Placing {
         let rows = table.entries().map(|entry| entry.map(|(index, row)| (Ifindex(index), row)));
         Ok(Self {
             bypass: Bypass::start(pins, rules.xdp.clone())?,
+            delivering: Delivering::start(pins, rules.delivery)?,
             rules,
             rows: rows.collect::<Result<_, _>>()?,
             table,
@@ -82,8 +91,9 @@ impl Placing {
         let pinned: BTreeSet<_> =
             pinned_hooks(pins)?.into_iter().map(|hook| (hook.device, hook.program.name())).collect();
         let before = self.attached.len();
-        self.attached.retain(|index, header| {
-            let is_whole = programs(*header).iter().all(|program| pinned.contains(&(*index, program.name())));
+        self.attached.retain(|index, &mut (header, delivery)| {
+            let is_whole =
+                programs(header, delivery).iter().all(|program| pinned.contains(&(*index, program.name())));
             if !is_whole {
                 warn!(index = index.0, "somebody has removed programs from the device; they are put back");
             }
@@ -121,6 +131,9 @@ impl Placing {
         let mut skipped = BTreeMap::new();
         let mut unserved = BTreeMap::new();
         self.bypass.begin();
+        if let Err(error) = self.delivering.note(all) {
+            warn!("{}; the stack delivers there", crate::report(&error));
+        }
         for device in &all.devices {
             let (index, name) = (device.index, &device.name);
             if let Err(reason) = placement(device, all) {
@@ -130,8 +143,9 @@ impl Placing {
                 skipped.insert(index, reason);
                 continue;
             }
-            wanted.insert(index, device.header);
-            if let Err(error) = self.serve(datapath, pins, device, all) {
+            let carried = (device.header, self.delivering.from(index));
+            wanted.insert(index, carried);
+            if let Err(error) = self.serve(datapath, pins, device, carried, all) {
                 // Often the device has just vanished; the retry will know.
                 let error = crate::report(&error);
                 if self.unserved.get(&index) != Some(&error) {
@@ -156,6 +170,7 @@ impl Placing {
         datapath: &mut Datapath,
         pins: &Pins,
         device: &Device,
+        carried: Carried,
         all: &Inventory,
     ) -> Result<(), ServeError> {
         let (index, name) = (device.index, &device.name);
@@ -166,14 +181,14 @@ impl Placing {
             self.rows.insert(index, row);
         }
         let class = class_of(&row).as_str();
-        if self.attached.get(&index) == Some(&device.header) {
+        if self.attached.get(&index) == Some(&carried) {
             if before.is_some_and(|before| class_of(&before).as_str() != class) {
                 info!(device = name, class, "the class of the device has changed");
             }
             return Ok(());
         }
-        attach(datapath, pins, device)?;
-        self.attached.insert(index, device.header);
+        attach(datapath, pins, device, carried.1)?;
+        self.attached.insert(index, carried);
         info!(device = name, index = index.0, class, "attached");
         Ok(())
     }
@@ -183,7 +198,7 @@ impl Placing {
         &mut self,
         pins: &Pins,
         all: &Inventory,
-        wanted: &BTreeMap<Ifindex, LinkHeader>,
+        wanted: &BTreeMap<Ifindex, Carried>,
     ) -> Result<(), AttachError> {
         self.unlisted.clear();
         let gone = detach_others(pins, |hook| {
@@ -192,7 +207,10 @@ impl Placing {
             if unlisted {
                 self.unlisted.insert(index);
             }
-            unlisted || wanted.get(&index).is_some_and(|header| programs(*header).contains(&hook.program))
+            unlisted
+                || wanted
+                    .get(&index)
+                    .is_some_and(|&(header, delivery)| programs(header, delivery).contains(&hook.program))
         })?;
         let unlisted = &self.unlisted;
         let stays = |index: &Ifindex| wanted.contains_key(index) || unlisted.contains(index);

@@ -12,14 +12,16 @@ use std::{
 use proxy_common::{
     addr::Addr,
     backend::BackendFlags,
+    delivery::Manner,
     device::{Device as DeviceFacts, DeviceFlags},
     drop::DropReason,
     flow::Direction,
     frontend::{Frontend, FrontendFlags, ServiceId},
     misfit::Misfit,
     tables::{
-        Addresses, Affinities, Backends, Devices, Drops, Flows, Fragments, Frontends, Misfits, Passages,
-        Pods, ServiceDrops, ServiceNames, Settings, Slots, Sockets, SourceRanges, Table, XdpDevices,
+        Addresses, Affinities, Backends, Delivered, Devices, Drops, Flows, Fragments, Frontends, Misfits,
+        Passages, Pods, ServiceDrops, ServiceNames, Settings, Slots, Sockets, SourceRanges, Table,
+        XdpDevices,
     },
     xdp::{Passage, XdpDevice, XdpMode, XdpStand},
 };
@@ -71,6 +73,8 @@ pub struct Status {
     pub new_flow_limit: u32,
     /// Packets of running flows that were met before the stack, by what became of them.
     pub passages: BTreeMap<&'static str, u64>,
+    /// Packets that were delivered past the stack, by how.
+    pub deliveries: BTreeMap<&'static str, u64>,
     /// Dropped packets by reason.
     pub drops: BTreeMap<&'static str, u64>,
 }
@@ -94,6 +98,8 @@ pub struct DeviceRow {
     pub ingress: Option<u32>,
     /// Kernel id of the program at egress.
     pub egress: Option<u32>,
+    /// Kernel id of the program that delivers past the stack; `None` if the stack delivers.
+    pub delivery: Option<u32>,
     /// Whether its packets are met before the stack: `native`, `generic`, or why not. `None` if it is no uplink.
     pub xdp: Option<String>,
 }
@@ -168,6 +174,11 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
     for passage in Passage::ALL {
         passages.insert(passage.as_str(), counts.get(passage as u32)?.iter().sum());
     }
+    let counts = PerCpuTable::<Delivered>::open(pins)?;
+    let mut deliveries = BTreeMap::new();
+    for manner in Manner::ALL {
+        deliveries.insert(manner.as_str(), counts.get(manner.0.into())?.iter().sum());
+    }
     // It is a hint; what follows is worth showing without it.
     let others = pins.others().unwrap_or_default();
     let devices = attached(pins)?;
@@ -207,6 +218,7 @@ pub(super) fn status(pins: &Pins) -> Result<Status, ShowError> {
         source_ports: settings.map_or(0, |settings| settings.source_ports.len()),
         new_flow_limit: settings.map_or(0, |settings| settings.new_flows),
         passages,
+        deliveries,
         drops,
     })
 }
@@ -248,6 +260,7 @@ fn attached(pins: &Pins) -> Result<Vec<DeviceRow>, ShowError> {
         match hook.program {
             Program::Ingress | Program::IngressL3 => row.ingress = hook.program_id,
             Program::Egress | Program::EgressL3 => row.egress = hook.program_id,
+            Program::Delivery => row.delivery = hook.program_id,
             Program::Clock => {}
         }
     }
@@ -289,6 +302,7 @@ impl DeviceRow {
             source_v6: facts.and_then(|facts| address(facts.source_v6)),
             ingress: None,
             egress: None,
+            delivery: None,
             xdp: None,
         }
     }
@@ -322,6 +336,7 @@ mod tests {
             kind,
             header: LinkHeader::Ethernet,
             address: [0; 6],
+            leads_into: false,
             controller: controller.map(Ifindex),
             lower: None,
         };

@@ -1,6 +1,7 @@
 //! What clusters look like beyond the ordinary.
 
 use anyhow::{Result, anyhow};
+use clap::ValueEnum;
 
 use crate::netns::Namespace;
 
@@ -29,7 +30,7 @@ pub enum Overlay {
 }
 
 /// How pods are joined to their node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum PodNetwork {
     /// By a bridge.
     #[default]

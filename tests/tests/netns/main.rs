@@ -7,7 +7,7 @@
 //! ([`own_address`]). By whom, and as whom ([`spread`], [`source`]). What if nobody serves ([`refuse`], [`unknown`],
 //! [`errors`]), or not any more ([`reset`]). Are checksums right ([`checksums`])? Does it hold ([`load`], [`flood`]), does it follow changes ([`endpoints`], [`audit`], [`udp`],
 //! [`dns`], [`devices`], [`manifests`]), what if there is no room ([`capacity`]), does it outlive the agent ([`lifecycle`], [`undisturbed`]) and the API server ([`api_server`]), can it take over from kube-proxy ([`migrate`]), also with the privileges of its container alone
-//! ([`deploy`]), do packets go past the stack ([`xdp`]) and answers past the node that was asked ([`dsr`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
+//! ([`deploy`]), do packets go past the stack ([`xdp`], [`delivery`]) and answers past the node that was asked ([`dsr`]), does it do as it is told ([`configuration`]), does it do what Kubernetes tests of a proxy ([`upstream`]), does it say how it is ([`health`], [`metrics`]), and do the demo, the benchmark and the commands tell the truth
 //! ([`demo`], [`bench`], [`status`], [`show`])?
 
 mod api_server;
@@ -16,6 +16,7 @@ mod bench;
 mod capacity;
 mod checksums;
 mod configuration;
+mod delivery;
 mod demo;
 mod deploy;
 mod devices;

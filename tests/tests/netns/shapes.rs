@@ -88,7 +88,7 @@ fn services_work_over_a_device_without_ethernet_headers() {
 
 /// As Calico and the AWS VPC CNI join pods.
 #[test]
-fn services_work_for_pods_that_are_routed_to() {
+pub(crate) fn services_work_for_pods_that_are_routed_to() {
     expect_service(Shape { pods: PodNetwork::Routed, ..Shape::default() }, Addresses::on_fabric);
 }
 

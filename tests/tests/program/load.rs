@@ -6,21 +6,22 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapInfo, MapType};
 use proxy_agent::datapath::Program;
 use proxy_common::tables::{
-    AddressFilter, Addresses, Affinities, Backends, Devices, Drops, EventLease, Events, FlowCache,
-    FlowEpochs, Flows, Fragments, Frontends, Growth, LostEvents, Misfits, PLACES, Passages, Pods,
-    ServiceDrops, ServiceNames, ServiceTraffic, Settings, Shortcuts, Slots, Sockets, SourceRanges, Table,
-    TableKind, XdpDevices,
+    AddressFilter, Addresses, Affinities, Backends, Delivered, Deliveries, DeliveryDevices, Devices, Drops,
+    EventLease, Events, FlowCache, FlowEpochs, Flows, Fragments, Frontends, Growth, LostEvents, Misfits,
+    PLACES, Passages, Pods, ServiceDrops, ServiceNames, ServiceTraffic, Settings, Shortcuts, Slots, Sockets,
+    SourceRanges, Table, TableKind, XdpDevices,
 };
 use proxy_common::xdp::XdpMode;
 use sluice_tests::{harness, kernel::Kernel};
 
 /// Most instructions that the verifier may walk, by program: some more than it did when this was written, and well below the
 /// kernel's limit of a million. More says that a loop or a branch has exploded.
-const WALKED: [(Program, u32); 5] = [
+const WALKED: [(Program, u32); 6] = [
     (Program::Ingress, 230_000),
     (Program::Egress, 140_000),
     (Program::IngressL3, 230_000),
     (Program::EgressL3, 140_000),
+    (Program::Delivery, 20_000),
     (Program::Clock, 10),
 ];
 /// The same for the programs before the stack.
@@ -103,6 +104,9 @@ fn the_maps_are_the_tables() -> Result<()> {
             describe::<XdpDevices>(),
             describe::<Shortcuts>(),
             describe::<Passages>(),
+            describe::<DeliveryDevices>(),
+            describe::<Deliveries>(),
+            describe::<Delivered>(),
             describe::<EventLease>(),
             describe::<Events>(),
             describe::<LostEvents>(),

@@ -251,7 +251,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
         "{head}apiServers: [https://192.0.2.1:6443, https://192.0.2.2:6443]\nbpffs: /a\ncgroup: /b\nlocalClientDevices: [tun*]\n\
          uplinkDevices: [eth0]\nlocalhostNodePorts: false\nlog: warn\nnodePortRange: 1-2\nserveExternalIPs: false\nsocketLB: host-only\n\
          xdp: native,eth1=generic\nauditInterval: 60s\nbackendSelection: maglev\nnewFlowLimit: 5000\n\
-         externalForwarding: dsr\ndsrPort: 7000\n"
+         externalForwarding: dsr\ndsrPort: 7000\nlocalDelivery: direct\n"
     );
     let loaded = read(&all, &["--bpffs=/c", "--socket-lb=off", "--cluster-cidr=10.0.0.0/8"]).unwrap();
     let own = serde_json::to_value(&loaded.sluice).unwrap();
@@ -260,7 +260,7 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
         "bpffs": "/c", "cgroup": "/b", "localClientDevices": ["tun*"], "uplinkDevices": ["eth0"], "log": "warn",
         "localhostNodePorts": false, "nodePortRange": "1-2", "serveExternalIPs": false, "socketLB": "off", "xdp": "native,eth1=generic",
         "auditInterval": "1m0s", "backendSelection": "maglev", "newFlowLimit": 5000,
-        "externalForwarding": "dsr", "dsrPort": 7000,
+        "externalForwarding": "dsr", "dsrPort": 7000, "localDelivery": "direct",
     });
     assert_eq!(own, expected);
     assert_eq!((loaded.log.as_str(), loaded.api_servers.len()), ("warn", 2));
@@ -277,6 +277,10 @@ fn sluices_own_file_is_overruled_by_its_flags_and_allows_nothing_unknown() {
         (
             format!("{head}externalForwarding: direct\n"),
             &["FILE, line 3, column 21: externalForwarding: ", "direct", "dsr"],
+        ),
+        (
+            format!("{head}localDelivery: fast\n"),
+            &["FILE, line 3, column 16: localDelivery: ", "fast", "direct"],
         ),
         (with_head(""), &["FILE: there is no SluiceConfiguration of sluice/v1alpha1"]),
     ] {

@@ -29,6 +29,7 @@ pub(super) fn device(message: &LinkMessage) -> Device {
     let mut is_elsewhere = false;
     let mut address = [0; 6];
     let mut info = None;
+    let mut has_queue = false;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(value) => name.clone_from(value),
@@ -36,6 +37,7 @@ pub(super) fn device(message: &LinkMessage) -> Device {
             LinkAttribute::Address(value) => address = value.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Link(value) if *value != 0 => link = Some(Ifindex(*value)),
             LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::Qdisc(name) => has_queue = name != "noqueue",
             LinkAttribute::LinkInfo(infos) => {
                 for part in infos {
                     match part {
@@ -68,9 +70,11 @@ pub(super) fn device(message: &LinkMessage) -> Device {
         _ => DeviceKind::Other,
     };
     // A pair names its other end, which it does not leave by.
-    let is_pair = matches!(info, Some(InfoKind::Veth | InfoKind::Netkit | InfoKind::Vxcan));
-    let lower = link.filter(|link| *link != index && !is_elsewhere && !is_pair);
-    Device { index, name, kind, header, address, controller, lower }
+    let is_end = matches!(info, Some(InfoKind::Veth | InfoKind::Netkit | InfoKind::Vxcan));
+    let lower = link.filter(|link| *link != index && !is_elsewhere && !is_end);
+    // Whoever put a queue there wants packets to be in it.
+    let leads_into = is_elsewhere && !has_queue && matches!(info, Some(InfoKind::Veth | InfoKind::Netkit));
+    Device { index, name, kind, header, address, leads_into, controller, lower }
 }
 
 /// An address of the node.
@@ -251,6 +255,22 @@ mod tests {
         let port = link(None, LinkLayerType::Ether, &[LinkAttribute::Controller(4)]);
         assert_eq!(port.controller, Some(Ifindex(4)));
         assert_eq!(port.name, "d7");
+    }
+
+    #[test]
+    fn a_pair_leads_into_another_namespace_unless_packets_are_queued() {
+        let elsewhere = LinkAttribute::LinkNetNsId(0);
+        let queue = |name: &str| LinkAttribute::Qdisc(name.to_owned());
+        for (kind, more, expected) in [
+            (InfoKind::Veth, &[elsewhere.clone(), queue("noqueue")][..], true),
+            (InfoKind::Netkit, &[elsewhere.clone(), queue("noqueue")], true),
+            (InfoKind::Veth, &[elsewhere.clone(), queue("tbf")], false),
+            (InfoKind::Veth, &[queue("noqueue")], false),
+            (InfoKind::Vxlan, &[elsewhere, queue("noqueue")], false),
+        ] {
+            let found = link(Some(kind.clone()), LinkLayerType::Ether, more).leads_into;
+            assert_eq!(found, expected, "{kind:?} {more:?}");
+        }
     }
 
     #[test]

@@ -32,6 +32,9 @@ impl Show for Status {
         if self.passages.values().any(|&count| count > 0) {
             text += &format!("xdp      {}\n", list(&self.passages));
         }
+        if self.deliveries.values().any(|&count| count > 0) {
+            text += &format!("direct   {}\n", list(&self.deliveries));
+        }
         text += &self.sockets.lines();
         let sections = [
             self.drop_table(paint),
@@ -231,6 +234,7 @@ mod tests {
             source_ports: 34_305,
             new_flow_limit: 100_000,
             passages: BTreeMap::from([("forwarded", 9), ("form", 0), ("route", 1)]),
+            deliveries: BTreeMap::from([("neighbour", 7), ("peer", 8)]),
             drops: BTreeMap::from([("no_backend", 12), ("unknown_port", 0)]),
         };
         let expected = "\
@@ -241,6 +245,7 @@ sources  rewritten for 1 flows; 34305 ports are there for it
 maglev   3 frontends choose backends by hash
 dsr      2 frontends are answered by backends' nodes
 xdp      forwarded 9, route 1
+direct   neighbour 7, peer 8
 sockets  auto: the node's own processes, and TCP of pods that are known not to mind, are served when they connect or send; other traffic by packets; NodePorts are at loopback too
 cgroup   /sys/fs/cgroup, 8 of 8 programs attached
 pods     0 by sockets; 0 by packets; others by packets

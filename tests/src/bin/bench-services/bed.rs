@@ -17,7 +17,7 @@ use sluice_tests::{
     manifest::node_object,
     netns::Namespace,
     service::{PORT, TARGET_PORT},
-    topology::{BRIDGE, Cluster, Family, Node, Pod, SERVICES_V4},
+    topology::{BRIDGE, BridgeNetfilter, Cluster, Family, Node, Pod, PodNetwork, SERVICES_V4, Shape},
 };
 
 use crate::{
@@ -98,8 +98,8 @@ impl Stand<'_> {
 
 impl Bed {
     /// Two nodes on which nothing serves yet.
-    pub(crate) fn build(system: System, services: u32, cpu: usize) -> Result<Self> {
-        let cluster = Cluster::new(2)?;
+    pub(crate) fn build(system: System, pods: PodNetwork, services: u32, cpu: usize) -> Result<Self> {
+        let cluster = Cluster::shaped(2, Shape { pods, ..Shape::default() })?;
         let [one, two] = cluster.nodes.as_slice() else { unreachable!("two nodes were asked for") };
         for node in &cluster.nodes {
             // Nodes have a way to everywhere, without which what a process sends to a service gets as far as to no rule. It
@@ -107,9 +107,10 @@ impl Bed {
             let nowhere = cluster.client.addresses.v4;
             node.namespace.ip(&format!("route add {SERVICES_V4} via {nowhere}"))?;
             // A client that names a pod is not told a shorter way than that of its packets to services.
-            let devices =
-                ["all", "default", "eth0", BRIDGE].map(|name| format!("ipv4/conf/{name}/send_redirects"));
-            devices.iter().try_for_each(|path| node.namespace.sysctl(&[(path, "0")]))?;
+            let bridge = (pods == PodNetwork::Bridge).then_some(BRIDGE);
+            ["all", "default", "eth0"].into_iter().chain(bridge).try_for_each(|name| {
+                node.namespace.sysctl(&[(&format!("ipv4/conf/{name}/send_redirects"), "0")])
+            })?;
         }
         let cgroup =
             |node: &Node| Threads::create(&format!("{}-{}", system.as_str().to_lowercase(), node.name));
@@ -122,6 +123,11 @@ impl Bed {
         let catalogue = Catalogue::new(services, endpoint(&same), endpoint(&other));
         let proxy = Proxy::Nothing;
         Ok(Self { system, proxy, cluster, cgroups, client, packet_client, same, other, catalogue })
+    }
+
+    /// Has bridged packets visit netfilter no more.
+    pub(crate) fn keep_bridges_from_netfilter(&self) -> Result<()> {
+        self.cluster.nodes.iter().try_for_each(|node| node.set_bridge_netfilter(BridgeNetfilter::Off))
     }
 
     /// That of a peer.
@@ -137,7 +143,9 @@ impl Bed {
                 self.proxy = Proxy::Empty(EmptyPrograms::attach(&self.cluster.nodes)?);
                 Ok(None)
             }
-            System::Sluice | System::SluiceXdp | System::SluiceXdpGeneric => self.start_agents().map(Some),
+            System::Sluice | System::SluiceXdp | System::SluiceXdpGeneric | System::SluiceDelivery => {
+                self.start_agents().map(Some)
+            }
             System::Iptables | System::IptablesLegacy | System::Nftables => match kube_proxy::program() {
                 Some(_) => self.start_kube_proxies().map(Some),
                 None => self.write_rules().map(Some),
@@ -180,11 +188,13 @@ impl Bed {
                 System::SluiceXdpGeneric => "generic",
                 _ => "off",
             };
+            let delivery = if self.system == System::SluiceDelivery { "direct" } else { "stack" };
             let arguments = [
                 format!("--cgroup={}", cgroup.path().display()),
                 "--socket-lb=on".to_owned(),
                 format!("--cluster-cidr={CLUSTER_CIDR}"),
                 format!("--xdp={xdp}"),
+                format!("--local-delivery={delivery}"),
             ];
             let mut agent = Agent::prepare(node, &arguments)?;
             agent.follow(&api.server.kubeconfig())?;
@@ -249,6 +259,10 @@ impl Bed {
         let (namespace, has_hooks) = match (path, peer) {
             // What a process of the node sends crosses no hook of packets, and what comes from outside no hook of sockets.
             (Path::HostToOther | Path::OutsideToSame | Path::OutsideToOther, Peer::SluicePackets) => {
+                return None;
+            }
+            // Between nodes it is the same as by packets.
+            (Path::PodToOther | Path::HostToOther | Path::OutsideToOther, Peer::SluiceDelivery) => {
                 return None;
             }
             (Path::PodToSame | Path::PodToOther, Peer::SluicePackets) => {

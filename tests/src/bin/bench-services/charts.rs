@@ -49,6 +49,7 @@ const fn series(peer: Peer) -> usize {
         Peer::IptablesLegacy => 5,
         Peer::Nftables => 2,
         Peer::Direct => 6,
+        Peer::SluiceDelivery => 3,
         Peer::DirectEmpty => 7,
     }
 }
@@ -57,6 +58,7 @@ const fn series_of(system: System) -> usize {
     match system {
         System::Sluice => series(Peer::Sluice),
         System::SluiceXdp | System::SluiceXdpGeneric => series(Peer::SluiceXdp),
+        System::SluiceDelivery => series(Peer::SluiceDelivery),
         System::Iptables => series(Peer::Iptables),
         System::IptablesLegacy => series(Peer::IptablesLegacy),
         System::Nftables => series(Peer::Nftables),

@@ -35,6 +35,7 @@ use clap::Parser;
 use sluice_tests::{
     bench::{progress::Progress, text},
     harness,
+    topology::PodNetwork,
 };
 
 use crate::{peer::Peer, report::Report};
@@ -53,6 +54,12 @@ struct Args {
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "10,1000,10000",
           value_parser = clap::value_parser!(u32).range(2..=20_000))]
     services: Vec<u32>,
+    /// How pods are joined to their nodes
+    #[arg(long, value_enum, default_value = "bridge")]
+    pods: PodNetwork,
+    /// Bridged packets do not visit netfilter (net.bridge.bridge-nf-call-iptables=0)
+    #[arg(long)]
+    no_bridge_netfilter: bool,
     /// A run that shows that everything works, and nothing else
     #[arg(long)]
     quick: bool,

@@ -21,6 +21,8 @@ pub(crate) enum Peer {
     SluiceXdp,
     /// The same on behalf of drivers (`--xdp=generic`).
     SluiceXdpGeneric,
+    /// Sluice, by packets, past the stack on their own node (`--local-delivery=direct`); only if it is named.
+    SluiceDelivery,
     /// kube-proxy's mode iptables, by the iptables that speaks to nf_tables.
     #[value(alias = "iptables-nft")]
     Iptables,
@@ -51,6 +53,7 @@ impl Peer {
             Self::Sluice | Self::SluicePackets => System::Sluice,
             Self::SluiceXdp => System::SluiceXdp,
             Self::SluiceXdpGeneric => System::SluiceXdpGeneric,
+            Self::SluiceDelivery => System::SluiceDelivery,
             Self::Iptables => System::Iptables,
             Self::IptablesLegacy => System::IptablesLegacy,
             Self::Nftables => System::Nftables,
@@ -65,6 +68,7 @@ impl Peer {
             Self::SluicePackets => "Sluice, by packet",
             Self::SluiceXdp => "Sluice, XDP",
             Self::SluiceXdpGeneric => "Sluice, generic XDP",
+            Self::SluiceDelivery => "Sluice, direct delivery",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -86,6 +90,8 @@ pub(crate) enum System {
     SluiceXdp,
     /// The same, with programs before the stack that no driver runs.
     SluiceXdpGeneric,
+    /// The same as the first, with local delivery past the stack.
+    SluiceDelivery,
     /// Rules of iptables, in nf_tables.
     Iptables,
     /// Rules of iptables, in its own tables.
@@ -102,6 +108,7 @@ impl System {
             Self::Sluice => "Sluice",
             Self::SluiceXdp => "Sluice, XDP",
             Self::SluiceXdpGeneric => "Sluice, generic XDP",
+            Self::SluiceDelivery => "Sluice, direct delivery",
             Self::Iptables => "iptables-nft",
             Self::IptablesLegacy => "iptables-legacy",
             Self::Nftables => "nftables",
@@ -117,7 +124,12 @@ impl System {
     /// The program that writes its rules, if it has any.
     pub(crate) const fn program(self) -> Option<&'static str> {
         match self {
-            Self::Nothing | Self::Empty | Self::Sluice | Self::SluiceXdp | Self::SluiceXdpGeneric => None,
+            Self::Nothing
+            | Self::Empty
+            | Self::Sluice
+            | Self::SluiceXdp
+            | Self::SluiceXdpGeneric
+            | Self::SluiceDelivery => None,
             Self::Iptables => Some("iptables-nft-restore"),
             Self::IptablesLegacy => Some("iptables-legacy-restore"),
             Self::Nftables => Some("nft"),

@@ -41,7 +41,10 @@ pub(crate) fn run(args: &Args, peers: &[Peer], missing: Vec<Peer>, progress: Pro
         let (mut beds, mut starts) = (Vec::new(), Vec::new());
         for system in systems {
             progress.show(&format!("{services} services: {}", system.as_str()));
-            let mut bed = Bed::build(system, services, cpu)?;
+            let mut bed = Bed::build(system, args.pods, services, cpu)?;
+            if args.no_bridge_netfilter {
+                bed.keep_bridges_from_netfilter()?;
+            }
             let start =
                 bed.start().with_context(|| format!("start {}, {services} services", system.as_str()))?;
             if let Some(start) = start {
