@@ -16,7 +16,7 @@ use crate::{
     flow::{FlowFlags, FlowHead},
     shortcut::{Shortcut, ShortcutFlags},
     time::Ticks,
-    tuple::{Endpoint, FlowKey, Hook},
+    tuple::{FlowKey, Hook},
 };
 
 use super::{Packet, Tables, Translation, cache::holds, own, runs, stays, tables::FlowRef as _};
@@ -81,8 +81,14 @@ pub fn learn_entry<T: Tables>(
         return false;
     }
     entry.touch(now);
-    let source = Endpoint { address: key.source, port: other_port };
-    *routed = FlowKey::new(source, end, key.protocol, Hook::EGRESS);
+    // Field by field: a whole key would lie on the stack first.
+    routed.source = key.source;
+    routed.destination = end.address;
+    routed.source_port = other_port;
+    routed.destination_port = end.port;
+    routed.protocol = key.protocol;
+    routed.hook = Hook::EGRESS;
+    routed.reserved = [0; 2];
     true
 }
 
