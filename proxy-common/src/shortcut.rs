@@ -80,6 +80,7 @@ impl Shortcut {
         self.class = class;
         self.grounds = [Ground::default(); 2];
         self.flags = ShortcutFlags::default();
+        self.way = Way::default();
     }
 
     /// Whether the packet that it was looked up for goes through the stack.
@@ -129,6 +130,7 @@ mod tests {
     fn one_is_for_its_question_and_nothing_is_known_at_first() {
         let mut shortcut = Shortcut {
             flags: ShortcutFlags::THROUGH,
+            way: Way { device: 9, ..Way::default() },
             grounds: [Ground { lifetime: crate::time::Ticks(9), ..Ground::default() }; 2],
             ..Shortcut::default()
         };
@@ -137,7 +139,7 @@ mod tests {
         for (key, device, class) in [(key(9), 2, 3), (key(1), 9, 3), (key(1), 2, 9)] {
             assert!(!shortcut.is_for(&key, device, class), "{key:?} {device} {class}");
         }
-        assert_eq!((shortcut.flags, shortcut.grounds), Default::default());
+        assert_eq!((shortcut.flags, shortcut.grounds, shortcut.way), Default::default());
     }
 
     #[test]
