@@ -4,7 +4,12 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    bits::bit_set, cache::TupleHash, config::NodeSettings, route::LinkAddress, time::Ticks, tuple::FlowKey,
+    bits::bit_set,
+    cache::{TupleHash, lifetime},
+    config::NodeSettings,
+    route::LinkAddress,
+    time::Ticks,
+    tuple::FlowKey,
 };
 
 /// Entries of the cache of deliveries, on each CPU.
@@ -111,11 +116,8 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Ten times a second the kernel is asked again: so long packets may go on where they should no more.
-    const PER_SECOND: u32 = 10;
-
-    /// Whether it is for such packets, and the answer is still good. Another CPU never writes it, so it is never ahead of
-    /// `now`.
+    /// Whether it is for such packets, and the answer is still good: for as long as what else a CPU remembers, packets may go on
+    /// where they should no more. Another CPU never writes it, so it is never ahead of `now`.
     #[must_use]
     #[inline(always)]
     pub fn holds(
@@ -126,7 +128,7 @@ impl Delivery {
         now: Ticks,
         settings: &NodeSettings,
     ) -> bool {
-        now.0.wrapping_sub(self.learned.0) < settings.ticks_per_second / Self::PER_SECOND
+        now.0.wrapping_sub(self.learned.0) < lifetime(settings).0
             && self.device == device
             && self.class == class
             && self.tuple == *tuple

@@ -35,7 +35,7 @@ impl TcpFlags {
         self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0) == Self::SYN.0
     }
 
-    /// Whether there is a state that a packet with these leaves as it is; none of UDP's has any. See [`FlowState::is_steady`].
+    /// Whether some state is left as it is by a packet with these. UDP has none, so its packets may. See [`FlowState::is_steady`].
     #[must_use]
     #[inline(always)]
     pub const fn may_leave_state(self) -> bool {

@@ -8,9 +8,8 @@
 )]
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::{BPF_F_NO_PREALLOC, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1},
-    helpers::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer},
+    helpers::{bpf_redirect_neigh, bpf_redirect_peer},
     macros::map,
     maps::{HashMap, PerCpuArray},
     programs::TcContext,
@@ -128,17 +127,10 @@ fn route<I: IpHeader>(ctx: &TcContext, tuple: &FlowKey, question: &mut Question)
     }
 }
 
+/// Out of line, as it is asked four times.
 #[inline(never)]
 fn lookup<I: IpHeader>(ctx: &TcContext, tuple: &FlowKey, question: &mut Question, flags: u32) -> i64 {
-    question.protocol = tuple.protocol;
-    question.source_port = tuple.source_port;
-    question.destination_port = tuple.destination_port;
-    // Any length makes the kernel say what fits.
-    question.mtu = 1;
-    question.address::<I>(tuple);
-    let size = size_of::<Question>() as i32;
-    // SAFETY: a helper call on this context; `Question` has the size and the fields of what it reads and writes.
-    unsafe { bpf_fib_lookup(ctx.as_ptr(), (&raw mut *question).cast(), size, flags) }
+    question.ask::<_, I>(ctx, tuple, flags)
 }
 
 /// Sends the packet on, and returns the action.

@@ -2,7 +2,7 @@
 //! takes it out again. What it carries, and why, is in `proxy_common::dsr`; what follows from that in `lb::direct`.
 //!
 //! The steps are out of line, each with a stack of its own, and read what they need again.
-#![expect(unsafe_code, reason = "a helper that aya does not wrap, and fields of the context")]
+#![expect(unsafe_code, reason = "a helper that aya does not wrap")]
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -15,7 +15,6 @@ use aya_ebpf::{
     helpers::bpf_check_mtu,
     programs::TcContext,
 };
-use network_types::udp::UdpHdr;
 use proxy_common::{
     checksum::ChecksumDiff,
     drop::DropReason,
@@ -33,7 +32,7 @@ use crate::{
     packet::{Note as _, Packet as _, Unhurried},
     parse::{self, Content, Parsed},
     refuse, verified,
-    wire::{Geneve, IpHeader, Part, Problem, TcpView, transport_checksum},
+    wire::{Geneve, IpHeader, Part, Problem, transport_checksum},
 };
 
 /// Puts a packet with the note into what takes it to its backend's node, and returns the action. Without such a flow, the note
@@ -68,7 +67,7 @@ fn encapsulate<I: IpHeader, const LINK: usize>(ctx: &TcContext, parsed: &Parsed)
     };
     let length = ctx.length().wrapping_sub(LINK as u32);
     let mut flags = I::ENCAPSULATION | u64::from(BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
-    match room::<I>(ctx, parsed, length) {
+    match room::<I>(ctx, parsed) {
         Room::Enough => flags |= u64::from(BPF_F_ADJ_ROOM_FIXED_GSO),
         // Segments become smaller.
         Room::BySegments => {}
@@ -94,26 +93,17 @@ enum Room {
     None,
 }
 
-/// `length` is the packet's, from its network header on.
+/// Whether there is room for both.
 #[inline(always)]
-fn room<I: IpHeader>(ctx: &TcContext, parsed: &Parsed, length: u32) -> Room {
-    // SAFETY: a field of the context.
-    let payload = unsafe { (*ctx.skb.skb).gso_size };
-    let is_tcp = parsed.packet.key.protocol == Protocol::TCP;
-    let longest = if payload == 0 {
-        length
-    } else {
-        let header = if is_tcp {
-            let segment: Option<TcpView> = Unhurried(ctx).load(parsed.transport);
-            segment.map_or(0, |segment| segment.length() as u32)
-        } else {
-            UdpHdr::LEN as u32
-        };
-        (parsed.transport.wrapping_sub(parsed.network) as u32).wrapping_add(header).wrapping_add(payload)
+fn room<I: IpHeader>(ctx: &TcContext, parsed: &Parsed) -> Room {
+    let segment = ctx.segment_size();
+    // A header that was parsed can be read again.
+    let Some(longest) = parsed.longest(&Unhurried(ctx), segment) else {
+        return Room::None;
     };
     match mtu(ctx) {
         mtu if longest + size_of::<I::Tunnel>() as u32 <= mtu => Room::Enough,
-        _ if payload != 0 && is_tcp => Room::BySegments,
+        _ if segment != 0 && parsed.packet.key.protocol == Protocol::TCP => Room::BySegments,
         _ => Room::None,
     }
 }

@@ -4,6 +4,7 @@ use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
+    udp::UdpHdr,
 };
 use proxy_common::{
     flow::TcpFlags,
@@ -67,6 +68,25 @@ impl Parsed {
     pub(crate) const fn datagram(&self) -> FragmentKey {
         let FlowKey { source, destination, protocol, hook, .. } = self.packet.key;
         FragmentKey { source, destination, id: self.id, protocol, hook, reserved: [0; 2] }
+    }
+
+    /// Bytes of the longest packet, network header included, that this one, of TCP or UDP, is taken apart into where it leaves;
+    /// `segment` is what each of them carries, 0 if it is not taken apart.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "lengths of packets and headers, far below any limit"
+    )]
+    pub(crate) fn longest<P: Packet>(&self, packet: &P, segment: u32) -> Option<u32> {
+        if segment == 0 {
+            return Some(self.packet.length.wrapping_sub(self.network as u32));
+        }
+        let header = if self.packet.key.protocol == Protocol::TCP {
+            packet.load::<TcpView>(self.transport)?.length()
+        } else {
+            UdpHdr::LEN
+        };
+        Some((self.transport.wrapping_sub(self.network).wrapping_add(header) as u32).wrapping_add(segment))
     }
 }
 

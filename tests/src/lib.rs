@@ -17,7 +17,6 @@ pub mod counters;
 pub mod deployment;
 pub mod harness;
 pub mod kernel;
-pub mod link;
 pub mod listener;
 pub mod machine;
 pub mod manifest;

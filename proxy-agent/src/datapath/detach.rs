@@ -35,8 +35,12 @@ struct Link {
     fd: u32,
 }
 
-/// Detaches the link that is pinned there; its pin stays. The link of a device that is gone is detached already.
-pub(super) fn detach(pin: &Path) -> io::Result<()> {
+/// Detaches the link that is pinned there; link and pin stay. The link of a device that is gone is detached already.
+///
+/// # Errors
+///
+/// If there is no such link, or it cannot be detached.
+pub fn detach(pin: &Path) -> io::Result<()> {
     let path = CString::new(pin.as_os_str().as_bytes())?;
     let question = Pin { path: path.as_ptr().expose_provenance() as u64, fd: 0, flags: 0 };
     // SAFETY: the path ends with a zero, and outlives the call.

@@ -30,6 +30,7 @@ pub use capacity::{Capacities, table_capacities};
 pub use checksums::ChecksumPolicy;
 pub use cleanup::{CleanupError, Removed, cleanup};
 pub use clock::{Clock, ClockError};
+pub use detach::detach;
 pub use kept::KeepError;
 pub use listen::{EventStream, ListenError};
 pub use load::{Datapath, LoadError, OBJECT, Resizing, load};

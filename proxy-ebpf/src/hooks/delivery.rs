@@ -2,33 +2,22 @@
 //!
 //! The first hook has translated them by now, and whoever stands in between has let them pass. Everything else goes to the stack
 //! as it came: nothing is chosen, refused or dropped here.
-#![expect(clippy::cast_possible_truncation, reason = "lengths of packets and headers, far below any limit")]
 
 use aya_ebpf::programs::TcContext;
-use network_types::{
-    eth::{EthHdr, EtherType},
-    udp::UdpHdr,
-};
-use proxy_common::{
-    delivery::Manner,
-    lb,
-    route::LinkAddress,
-    tuple::{Hook, Protocol},
-};
+use network_types::eth::EthHdr;
+use proxy_common::{delivery::Manner, lb, route::LinkAddress, tuple::Hook};
 
-use super::tc::NEXT;
+use super::tc::{IPV4, IPV6, NEXT};
 use crate::{
     delivery,
     maps::Maps,
     packet::{Note as _, Packet},
-    parse::{self, Content, Parsed},
-    wire::{IpHeader, Ipv4, Ipv6, TcpView},
+    parse::{self, Content},
+    wire::{IpHeader, Ipv4, Ipv6},
 };
 
 /// Where the network header begins.
 const NETWORK: usize = EthHdr::LEN;
-const IPV4: u32 = EtherType::Ipv4 as u32;
-const IPV6: u32 = EtherType::Ipv6 as u32;
 
 /// Runs the hook on a packet and returns the tc action.
 #[inline(always)]
@@ -62,7 +51,7 @@ fn deliver<I: IpHeader>(ctx: &TcContext) -> Option<i32> {
     }
     let passing = delivery::passing::<I>(ctx, &packet.key, packet.device, I::class(&header))?;
     let came_to: LinkAddress = Packet::load(ctx, 0)?;
-    if came_to != passing.came_to || longest(ctx, &parsed)? > u32::from(passing.mtu) {
+    if came_to != passing.came_to || parsed.longest(ctx, ctx.segment_size())? > u32::from(passing.mtu) {
         return None;
     }
     I::hop(ctx, NETWORK)?;
@@ -70,19 +59,4 @@ fn deliver<I: IpHeader>(ctx: &TcContext) -> Option<i32> {
         Packet::store(ctx, 0, [passing.neighbour, passing.own])?;
     }
     Some(delivery::send(passing))
-}
-
-/// Bytes of the longest packet, network header included, that this one is taken apart into where it leaves.
-#[inline(always)]
-fn longest(ctx: &TcContext, parsed: &Parsed) -> Option<u32> {
-    let segment = ctx.segment_size();
-    if segment == 0 {
-        return Some(parsed.packet.length.wrapping_sub(NETWORK as u32));
-    }
-    let header = if parsed.packet.key.protocol == Protocol::TCP {
-        Packet::load::<TcpView>(ctx, parsed.transport)?.length() as u32
-    } else {
-        UdpHdr::LEN as u32
-    };
-    Some((parsed.transport.wrapping_sub(NETWORK) as u32).wrapping_add(header).wrapping_add(segment))
 }

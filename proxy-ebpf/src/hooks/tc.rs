@@ -25,8 +25,8 @@ use crate::{
 
 /// `TCX_NEXT`: leave the packet to whoever else is attached, then to the stack.
 pub(crate) const NEXT: i32 = TC_ACT_UNSPEC;
-const IPV4: u32 = EtherType::Ipv4 as u32;
-const IPV6: u32 = EtherType::Ipv6 as u32;
+pub(super) const IPV4: u32 = EtherType::Ipv4 as u32;
+pub(super) const IPV6: u32 = EtherType::Ipv6 as u32;
 
 /// Runs the hook on a packet and returns the tc action. `LINK` is the length of the link header.
 ///
@@ -60,7 +60,7 @@ pub(crate) fn run<const LINK: usize>(ctx: &TcContext, hook: Hook) -> i32 {
         }
         None => return NEXT,
     };
-    let is_noted = ctx.is_masqueraded() || ctx.is_for_other_node();
+    let is_noted = ctx.is_noted();
     if parsed.part != Part::Whole && !fragment::complete(&mut parsed, is_noted) {
         let FlowKey { source, destination, .. } = &parsed.packet.key;
         return match lb::without_ports(&Maps, source, destination) {

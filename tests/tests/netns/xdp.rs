@@ -1,6 +1,6 @@
 //! Between clients outside and backends on other nodes, packets of running flows go past the stack.
 
-use std::ops::Range;
+use std::{net::SocketAddr, ops::Range};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::links::FdLink;
@@ -86,6 +86,19 @@ impl Witnesses {
     }
 }
 
+/// Demands that a client's datagrams and their answers are sent on before the stack.
+fn expect_datagrams_past_the_stack(cluster: &Cluster, agent: &Agent, to: SocketAddr) -> Result<()> {
+    let before = forwarded(agent)?;
+    let client = UdpClient::bind(&cluster.client.namespace, Family::of(to.ip()))?;
+    for number in 0..QUESTIONS {
+        client.ask(to, number)?;
+    }
+    // All but the first ones, and now and then one, both ways.
+    let past = forwarded(agent)? - before;
+    ensure!(past > QUESTIONS * 2 * 9 / 10, "{to}: {past} datagrams");
+    Ok(())
+}
+
 /// Whatever is asked for is in `sluice status`.
 fn expect_running_flows_past_the_stack(mode: &str) {
     Setup::new(2).telling(&[&format!("--xdp={mode}")]).alone().run(|cluster, agents| {
@@ -96,14 +109,7 @@ fn expect_running_flows_past_the_stack(mode: &str) {
         let seen = Seen::As(cluster.nodes[0].addresses);
         expect_reach(&cluster.client, to, "far", &seen)?;
         for family in Family::ALL {
-            let before = forwarded(agent)?;
-            let client = UdpClient::bind(&cluster.client.namespace, family)?;
-            for number in 0..QUESTIONS {
-                client.ask(to.of(family), number)?;
-            }
-            // All but the first ones, and now and then one, both ways.
-            let past = forwarded(agent)? - before;
-            ensure!(past > QUESTIONS * 2 * 9 / 10, "{family}: {past} datagrams");
+            expect_datagrams_past_the_stack(cluster, agent, to.of(family))?;
 
             let before = forwarded(agent)?;
             for direction in Direction::ALL {
@@ -150,13 +156,7 @@ fn running_flows_go_past_the_stack_through_an_overlay() {
         let seen = Seen::As(Addresses::on_tunnel(1));
         expect_reach(&cluster.client, to, "far", &seen)?;
         for family in Family::ALL {
-            let before = forwarded(agent)?;
-            let client = UdpClient::bind(&cluster.client.namespace, family)?;
-            for number in 0..QUESTIONS {
-                client.ask(to.of(family), number)?;
-            }
-            let past = forwarded(agent)? - before;
-            ensure!(past > QUESTIONS * 2 * 9 / 10, "{family}: {past} datagrams");
+            expect_datagrams_past_the_stack(cluster, agent, to.of(family))?;
             for direction in Direction::ALL {
                 let open = Connection::open(&cluster.client.namespace, to.of(family), Source::AnyPort);
                 open?.transfer(direction, SOME, &Default::default())?;

@@ -8,11 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use proxy_agent::datapath::detach;
 use serde_json::Value;
 use sluice_tests::{
     agent::Agent,
     harness::{Setup, unsupported},
-    link,
     sandbox::own_cgroup,
     service::Service,
     wait::{wait_at_most, wait_until},
@@ -81,7 +81,7 @@ fn programs_for_sockets_that_somebody_has_detached_are_put_back() {
             for (pin, number) in agent.links("cgroup-")?.iter().zip(0..) {
                 match number % 3 {
                     0 => fs::remove_file(pin)?,
-                    1 => link::cut(pin)?,
+                    1 => detach(pin)?,
                     _ => {}
                 }
             }
